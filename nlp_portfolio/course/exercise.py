@@ -6,7 +6,8 @@
 __all__ = ['Mistake', 'Exercise', 'register', 'find', 'exercise_ids', 'same', 'Feedback', 'check', 'hint', 'Source', 'solution',
            'given', 'lessons_with_exercises', 'progress']
 
-# %% ../../nbs/course/exercise.ipynb #3057506b
+# %% ../../nbs/course/exercise.ipynb #002d97c7
+import copy
 import inspect
 import math
 import random
@@ -106,7 +107,7 @@ def same(
         return same_keys and all(same(answer[key], expected[key], tolerance) for key in expected)
     return type(answer) is type(expected) and bool(answer == expected)
 
-# %% ../../nbs/course/exercise.ipynb #aaf628e5
+# %% ../../nbs/course/exercise.ipynb #3c4e0571
 @dataclass(frozen=True)
 class Feedback:
     "What `check` found: status is passed, failed or not attempted; the message says what to do next."
@@ -134,8 +135,8 @@ def _short(value: Any, width: int = 300) -> str:
 
 
 def _attempt(answer: Any, case: tuple) -> Any:
-    "The learner's answer to one case: their function's result, or the value itself."
-    return answer(*case) if callable(answer) else answer
+    "The learner's answer to one case: their function's result (on a copy, which it may change), or the value itself."
+    return answer(*copy.deepcopy(case)) if callable(answer) else answer
 
 
 def _not_attempted(value: Any) -> bool:
@@ -160,7 +161,7 @@ def _recognized(exercise: Exercise, answer: Any, cases: list[tuple]) -> str:
             return mistake.message
     return ""
 
-# %% ../../nbs/course/exercise.ipynb #cb38649e
+# %% ../../nbs/course/exercise.ipynb #4906e906
 def _judge(exercise: Exercise, answer: Any) -> tuple[str, str]:
     "Status and message for an answer; may raise whatever the learner's code raises."
     cases = exercise.draw()
@@ -186,7 +187,7 @@ def check(
             _keep_pass(id)
     except NotImplementedError:
         status, message = "not attempted", f'Write your answer, then run the cell again. hint("{id}") helps.'
-    except Exception as err:  # whatever a learner's code does, they get feedback and no traceback of ours
+    except (Exception, SystemExit) as err:  # whatever a learner's code does, they get feedback and no traceback
         status, message = "failed", f"{type(err).__name__}: {err}"
     return Feedback(id, status, message)
 

@@ -39,7 +39,7 @@ def untold(
     "Accept what equals the expected value; of anything else say only that it is wrong."
     return lambda answer, expected, *case: same(answer, expected, tolerance) or f"{answer!r} is not it."
 
-# %% ../../nbs/course/exercises/lesson_00.ipynb #1e3ac0e0
+# %% ../../nbs/course/exercises/lesson_00.ipynb #00c18624
 def reading_minutes(words: int) -> int:
     "Whole minutes to read `words` words at 200 words a minute; a started minute counts."
     return math.ceil(words / 200)
@@ -54,7 +54,6 @@ register(Exercise(
         Mistake(lambda words: words // 200 + 1, "Exactly 400 words take two minutes, and no words take none: add a minute only when something is left over."),
     ),
 ))
-check("00.warmup_reading_minutes", reading_minutes)
 
 # %% ../../nbs/course/exercises/lesson_00.ipynb #fd5fd645
 def batches(items: list, size: int) -> list[list]:
@@ -67,7 +66,7 @@ def _draw_batches(rng: Random) -> list[tuple[list[int], int]]:
     uneven = [([rng.randint(1, 99) for _ in range(size * rng.randint(1, 3) + rng.randint(1, size - 1))], size) for size in sizes]
     return uneven + [(list(range(6)), 3), ([], 4)]
 
-# %% ../../nbs/course/exercises/lesson_00.ipynb #c57928bd
+# %% ../../nbs/course/exercises/lesson_00.ipynb #e141bf72
 register(Exercise(
     id="00.python_batches",
     cases=_draw_batches,
@@ -81,7 +80,6 @@ register(Exercise(
                 "You made `size` lists. Wanted are lists that hold `size` items each, in the original order."),
     ),
 ))
-check("00.python_batches", batches)
 
 # %% ../../nbs/course/exercises/lesson_00.ipynb #19ee7d24
 def tags_of_mail(calls: list[tuple[str, str]]) -> list[str]:
@@ -94,7 +92,7 @@ def _draw_calls(rng: Random) -> list[tuple[list[tuple[str, str]]]]:
     who = ["mail", "chat"] + [rng.choice(["mail", "chat"]) for _ in tags[2:]]
     return [(list(zip(who, tags)),)]
 
-# %% ../../nbs/course/exercises/lesson_00.ipynb #fafb1664
+# %% ../../nbs/course/exercises/lesson_00.ipynb #69d529f4
 register(Exercise(
     id="00.python_shared_tags",
     cases=_draw_calls,
@@ -107,7 +105,6 @@ register(Exercise(
     ),
     accept=untold(),
 ))
-check("00.python_shared_tags", tags_of_mail(*_draw_calls(Random(1))[0]))
 
 # %% ../../nbs/course/exercises/lesson_00.ipynb #42c7e110
 def install_here(python: str, pip: str, package: str) -> str:
@@ -183,7 +180,7 @@ def _draw_pairs(rng: Random) -> list[tuple[list[int], list[int]]]:
     k = rng.randint(2, 6)
     return pairs + [([k, 0], [0, 3]), ([1, 2], [k, 2 * k]), ([0, 0], [k, 1])]
 
-# %% ../../nbs/course/exercises/lesson_00.ipynb #5fc7ec4d
+# %% ../../nbs/course/exercises/lesson_00.ipynb #6aa57108
 register(Exercise(
     id="00.vectors_cosine",
     cases=_draw_pairs,
@@ -194,7 +191,6 @@ register(Exercise(
         Mistake(lambda a, b: _dot(a, b) / (_dot(a, a) * _dot(b, b)) if any(a) and any(b) else 0.0, "You divide by squared lengths: take the square roots."),
     ),
 ))
-check("00.vectors_cosine", cosine)
 
 # %% ../../nbs/course/exercises/lesson_00.ipynb #fe02717e
 def _best(tickets: dict[str, list[int]], score) -> str:
@@ -223,7 +219,7 @@ def _draw_tickets(rng: Random) -> list[tuple[list[int], dict[str, list[int]]]]:
         choices = {same_mix(query, tickets), _longest_dot(query, tickets), _nearest_point(query, tickets)}
         if any(query) and len(choices) == 3 and scores[-1] - scores[-2] > .03: return [(query, tickets)]
 
-# %% ../../nbs/course/exercises/lesson_00.ipynb #7a43f48a
+# %% ../../nbs/course/exercises/lesson_00.ipynb #fc4f488d
 register(Exercise(
     id="00.vectors_same_mix",
     cases=_draw_tickets,
@@ -236,16 +232,15 @@ register(Exercise(
     ),
     accept=untold(),
 ))
-check("00.vectors_same_mix", same_mix(*_draw_tickets(Random(2))[0]))
 
-# %% ../../nbs/course/exercises/lesson_00.ipynb #e147ffcc
+# %% ../../nbs/course/exercises/lesson_00.ipynb #7d0ac9ea
 def scores_shape(documents: tuple[int, int], weights: tuple[int, int]) -> tuple[int, int]:
     "Shape of X @ W.T: a row for each document, a column for each label."
     return documents[0], weights[0]
 
 def _draw_shapes(rng: Random) -> list[tuple[tuple[int, int], tuple[int, int]]]:
     "Shapes of X (documents, features) and W (labels, features), all three numbers different."
-    rows, features, labels = rng.sample([8, 16, 32, 64, 100, 128], 1) + rng.sample([50, 256, 300, 384], 1) + rng.sample([2, 3, 7, 12], 1)
+    rows, features, labels = rng.choice([8, 16, 32, 64]), rng.choice([50, 256, 300, 384]), rng.choice([2, 3, 7, 12])
     return [((rows, features), (labels, features))]
 
 register(Exercise(
@@ -260,7 +255,7 @@ register(Exercise(
     accept=untold(),
 ))
 
-# %% ../../nbs/course/exercises/lesson_00.ipynb #1a3048db
+# %% ../../nbs/course/exercises/lesson_00.ipynb #5538e691
 def toxic_if_flagged(share: float, caught: float, false_alarm: float) -> float:
     "Bayes' rule: the flagged toxic messages over all flagged messages."
     right, wrong = share * caught, (1 - share) * false_alarm
@@ -268,7 +263,7 @@ def toxic_if_flagged(share: float, caught: float, false_alarm: float) -> float:
 
 register(Exercise(
     id="00.probability_flagged",
-    cases=lambda rng: [(rng.choice([.01, .02, .03, .05]), rng.choice([.8, .85, .9, .95]), rng.choice([.04, .06, .08, .1]))],
+    cases=lambda rng: [(rng.choice([.01, .02, .03, .05]), rng.choice([.8, .85, .9, .95]), rng.choice([.04, .06, .08, .12]))],
     solution=toxic_if_flagged,
     hints=("Imagine 10,000 messages. How many are toxic and flagged? How many are harmless and flagged?",
            "The answer is the first number over the sum of both: everything flagged is the new whole."),
@@ -279,9 +274,8 @@ register(Exercise(
     ),
     accept=untold(.005),
 ))
-check("00.probability_flagged", toxic_if_flagged(.02, .9, .06))
 
-# %% ../../nbs/course/exercises/lesson_00.ipynb #eacd4a5f
+# %% ../../nbs/course/exercises/lesson_00.ipynb #78afc73d
 def any_wrong(rate: float, labels: int) -> float:
     "One minus the chance that every label is right."
     return 1 - (1 - rate) ** labels
@@ -298,7 +292,6 @@ register(Exercise(
     ),
     accept=untold(.005),
 ))
-check("00.probability_any_wrong", any_wrong(.05, 20))
 
 # %% ../../nbs/course/exercises/lesson_00.ipynb #d95fcfd6
 def next_commit(status: list[str]) -> list[str]:
@@ -319,7 +312,7 @@ def _same_files(answer: list[str], expected: list[str], status: list[str]) -> bo
     if not isinstance(answer, (list, tuple, set)): return 'Answer with a list of file names, such as ["app.py", "notes.txt"].'
     return sorted(map(str, answer)) == sorted(expected) or "Those are not the files of the next commit."
 
-# %% ../../nbs/course/exercises/lesson_00.ipynb #4c769897
+# %% ../../nbs/course/exercises/lesson_00.ipynb #bc9455d9
 register(Exercise(
     id="00.git_next_commit",
     cases=_draw_status,
@@ -336,7 +329,6 @@ register(Exercise(
     ),
     accept=_same_files,
 ))
-check("00.git_next_commit", next_commit(given("00.git_next_commit")))
 
 # %% ../../nbs/course/exercises/lesson_00.ipynb #d130cb2d
 _RESTORE = (
@@ -414,7 +406,7 @@ def _draw_history(rng: Random) -> list[tuple[str, History]]:
     commits = [f"{n:07x}" for n in rng.sample(range(16 ** 6, 16 ** 7), len(story))]
     return [(path, [(commit, *change) for commit, change in zip(commits, story)])]
 
-# %% ../../nbs/course/exercises/lesson_00.ipynb #18f4053c
+# %% ../../nbs/course/exercises/lesson_00.ipynb #ca5103d4
 register(Exercise(
     id="00.git_bring_back",
     cases=_draw_history,
@@ -431,7 +423,6 @@ register(Exercise(
     ),
     accept=_bring_back_verdict,
 ))
-check("00.git_bring_back", bring_back(*given("00.git_bring_back")))
 
 # %% ../../nbs/course/exercises/lesson_00.ipynb #827fe9f2
 def way_there(here: str, there: str) -> str:
@@ -455,7 +446,7 @@ def _draw_path(rng: Random) -> list[tuple[str, str]]:
     there = rng.choice(["projects/1_ticket_intents/README.md", "projects/2_document_qa/guide.md", "weekly_plan/notes/week_1.md"])
     return [(f"{root}/{here}", f"{root}/{there}")]
 
-# %% ../../nbs/course/exercises/lesson_00.ipynb #1058ac6c
+# %% ../../nbs/course/exercises/lesson_00.ipynb #6bbab9f1
 register(Exercise(
     id="00.terminal_path",
     cases=_draw_path,
@@ -470,7 +461,6 @@ register(Exercise(
     ),
     accept=_path_verdict,
 ))
-check("00.terminal_path", way_there(*given("00.terminal_path")))
 
 # %% ../../nbs/course/exercises/lesson_00.ipynb #06c2d082
 _LONG = {"--count": "-c", "--ignore-case": "-i", "--only-matching": "-o", "--word-regexp": "-w",
@@ -491,7 +481,7 @@ def _wc(lines: list[str], flags: str) -> list[str]:
     if flags != "l": raise ValueError("`wc` alone counts lines, words and bytes. One of its options counts lines.")
     return [str(len(lines))]
 
-# %% ../../nbs/course/exercises/lesson_00.ipynb #6f2cc968
+# %% ../../nbs/course/exercises/lesson_00.ipynb #5ad1ce8b
 def _stage(words: list[str], piped: list[str], name: str, lines: list[str]) -> list[str]:
     "The lines that one command of a pipe prints. Raises ValueError, with a message for the learner, when it cannot be read."
     tool = words[0] if words else ""
@@ -504,7 +494,7 @@ def _stage(words: list[str], piped: list[str], name: str, lines: list[str]) -> l
     source = lines if rest else piped
     return _grep(source, pattern, flags) if tool == "grep" else _wc(source, flags) if tool == "wc" else source
 
-
+# %% ../../nbs/course/exercises/lesson_00.ipynb #00f373b9
 def acted_out(
     command: str,  # a pipe of cat, grep and wc
     name: str,  # the only file there is
@@ -544,7 +534,7 @@ def _draw_log(rng: Random) -> list[tuple[str, str, list[str]]]:
     texts = rng.sample(hits + fine + traps, len(hits + fine + traps))
     return [(rng.choice(["serve.log", "tickets.log", "app.log"]), level, [f"09:{i + 10} {text}" for i, text in enumerate(texts)])]
 
-# %% ../../nbs/course/exercises/lesson_00.ipynb #8ffe51ef
+# %% ../../nbs/course/exercises/lesson_00.ipynb #aeebd6ff
 register(Exercise(
     id="00.terminal_count",
     cases=_draw_log,
@@ -559,7 +549,6 @@ register(Exercise(
     ),
     accept=_count_verdict,
 ))
-check("00.terminal_count", count_lines(*given("00.terminal_count")))
 
 # %% ../../nbs/course/exercises/lesson_00.ipynb #0e9717d5
 AREAS = {
