@@ -141,12 +141,11 @@ def _install_verdict(answer: str, expected: str, python: str, pip: str, package:
     if who in ("pip", pip): return f"Here `pip` is {pip}."
     return who in _right_installers(python) or "Which interpreter would that install for?"
 
-# %% ../../nbs/course/exercises/lesson_00.ipynb #d9054596
+# %% ../../nbs/course/exercises/lesson_00.ipynb #56bcf620
 def _draw_environment(rng: Random) -> list[tuple[str, str, str]]:
     "The interpreter of a project's environment, a pip from elsewhere, and a package."
-    who, project = rng.choice(["mo", "ada", "lin", "kofi"]), rng.choice(["tickets", "faq", "notes"])
-    pip = rng.choice(["/usr/bin/pip", "/usr/local/bin/pip", f"/home/{who}/.local/bin/pip"])
-    return [(f"/home/{who}/{project}/.venv/bin/python", pip, rng.choice(["rich", "scikit-learn", "httpx", "pandas"]))]
+    project, pip = rng.choice(["tickets", "faq", "notes"]), rng.choice(["/bin/pip", "~/.local/bin/pip", "~/tools/bin/pip"])
+    return [(f"~/{project}/.venv/bin/python", pip, rng.choice(["rich", "scikit-learn", "httpx", "pandas"]))]
 
 
 register(Exercise(
@@ -424,7 +423,7 @@ register(Exercise(
     accept=_bring_back_verdict,
 ))
 
-# %% ../../nbs/course/exercises/lesson_00.ipynb #827fe9f2
+# %% ../../nbs/course/exercises/lesson_00.ipynb #a3638b2c
 def way_there(here: str, there: str) -> str:
     "Up with `..` to the folder that both share, then down."
     return posixpath.relpath(there, here)
@@ -441,7 +440,7 @@ def _path_verdict(answer: str, expected: str, here: str, there: str) -> bool | s
 
 def _draw_path(rng: Random) -> list[tuple[str, str]]:
     "A folder two levels below the course and a file two or three levels down on another branch."
-    root = f"/home/{rng.choice(['mo', 'ada', 'lin', 'kofi'])}/{rng.choice(['course', 'work/course', 'nlp'])}"
+    root = rng.choice(["~/course", "~/work/course", "/srv/course", "~/nlp/course"])
     here = rng.choice(["nbs/0_start", "nbs/4_evaluation", "tests/fixtures"])
     there = rng.choice(["projects/1_ticket_intents/README.md", "projects/2_document_qa/guide.md", "weekly_plan/notes/week_1.md"])
     return [(f"{root}/{here}", f"{root}/{there}")]
@@ -598,7 +597,7 @@ def where_to_begin(
     if passed < asked: return "lesson 01", f"You passed {passed} of {asked}, and what the first lesson needs is among them."
     return "lesson 01", f"All {asked} pass. If you have shipped a text classifier before, try only the exercises of lesson 01: once they pass, `entry_point()` skips to the next lesson."
 
-# %% ../../nbs/course/exercises/lesson_00.ipynb #dfe76831
+# %% ../../nbs/course/exercises/lesson_00.ipynb #0e22d553
 class Advice(str):
     "Markdown text: a plain string that notebooks render."
 
@@ -610,9 +609,10 @@ class Advice(str):
 
 
 def entry_point() -> str:
-    "Read the learner's passes and say where to begin, why, and what to practise first in each weak area."
+    "Read the learner's passes and say where to begin, why, and what to practise in each weak area; before the first pass, no area is called weak."
     table = progress()
     counts = area_counts(table)
     place, why = where_to_begin(counts, first_open_lesson(table))
-    practise = [f"- **{area}** ({counts[area][0]} of {counts[area][1]}), {AREAS[area][0]}: {AREAS[area][1]}" for area in weak_areas(counts)]
+    weak = weak_areas(counts) if any(passed for passed, _ in counts.values()) else []
+    practise = [f"- **{area}** ({counts[area][0]} of {counts[area][1]}), {AREAS[area][0]}: {AREAS[area][1]}" for area in weak]
     return Advice("\n".join([f"**Begin with {place}.** {why}", *(["", "Practise:", "", *practise] if practise else [])]))

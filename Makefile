@@ -1,0 +1,29 @@
+# make start       environment, lesson 01 on the data at hand, its results, JupyterLab (NO_LAB=1 stops before JupyterLab)
+# make test        environment, then everything: sync, lint, tests, every notebook (ARGS="-k metrics" passes arguments to pytest)
+# make lab         JupyterLab on the course
+# make reference   for contributors: refresh kept outputs, reference rows and tables (FULL=1 measures the full profile too)
+
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+
+.PHONY: start test lab reference clean
+
+start: .venv/ready
+	@.venv/bin/nlp-portfolio start $(if $(NO_LAB),--no-lab)
+
+test: .venv/ready
+	@.venv/bin/python -m pytest $(ARGS)
+
+lab: .venv/ready
+	@.venv/bin/python -m jupyterlab nbs/0_start/00_start.ipynb
+
+reference: .venv/ready
+	@.venv/bin/nlp-portfolio reference $(if $(FULL),--full)
+
+# Set-up runs again only when what it installs has changed.
+.venv/ready: bootstrap.py pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "The course needs Python 3.11 or newer: install one from https://www.python.org/downloads/"; exit 1; }
+	@$(PYTHON) bootstrap.py
+
+clean:
+	rm -rf .venv .cache runs
