@@ -379,7 +379,7 @@ BAD = [
     (lambda: m.rouge_n("a", "a", n=0), "n must be at least 1"),
     (lambda: m.rouge_l("a", []), "no reference given"),
     (lambda: m.perplexity([]), "at least one token"),
-    (lambda: m.perplexity([-1.0, 0.4]), "0.4 at position 1.*probabilities or a loss"),
+    (lambda: m.perplexity([-1.0, 0.4]), "0.4 at position 1 is above 0.*probabilities or a loss"),
     (lambda: m.perplexity([math.nan]), "at position 0"),
     (lambda: m.perplexity([-1.0], units=0), "units must be at least 1"),
     (lambda: m.bits_per_unit([]), "at least one token"),

@@ -71,7 +71,7 @@ class PeakMemory:
         self._stop.set()
         self._thread.join()
 
-# %% ../../nbs/course/runner.ipynb #498b38ca
+# %% ../../nbs/course/runner.ipynb #fd72de2e
 @dataclass(frozen=True)
 class Report:
     "What happened to one notebook: seconds, peak memory in MB, cells executed, and the failing cell with its error."
@@ -109,11 +109,15 @@ def run_notebook(
         done = output or Path(folder) / f"done-{notebook.name}"
         start = time.perf_counter()
         with PeakMemory() as peak:
-            error = _execute(copy, done, notebook.parent, profile, limit, progress)
+            error = _execute(copy, done, notebook.parent, profile if _takes_profile(nb) else None, limit, progress)
         seconds = time.perf_counter() - start
         ran = nbformat.read(done, as_version=4) if done.exists() else nb
     cells = sum(cell.cell_type == "code" and cell.get("execution_count") is not None for cell in ran.cells)
     return Report(notebook.name, round(seconds, 1), round(peak.mb), cells, *error)
+
+# %% ../../nbs/course/runner.ipynb #350b8edf
+def _takes_profile(nb: "nbformat.NotebookNode") -> bool:
+    return any("parameters" in cell.metadata.get("tags", []) for cell in nb.cells)
 
 # %% ../../nbs/course/runner.ipynb #2b60dd58
 def _execute(copy: Path, done: Path, folder: Path, profile: str | None, limit: float, bar: bool) -> tuple[str, str]:

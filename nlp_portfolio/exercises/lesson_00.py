@@ -39,10 +39,11 @@ def untold(
     "Accept what equals the expected value; of anything else say only that it is wrong."
     return lambda answer, expected, *case: same(answer, expected, tolerance) or f"{answer!r} is not it."
 
-# %% ../../nbs/course/exercises/lesson_00.ipynb #00c18624
+# %% ../../nbs/course/exercises/lesson_00.ipynb #4519237c
 def reading_minutes(words: int) -> int:
     "Whole minutes to read `words` words at 200 words a minute; a started minute counts."
     return math.ceil(words / 200)
+
 
 register(Exercise(
     id="00.warmup_reading_minutes",
@@ -50,20 +51,24 @@ register(Exercise(
     solution=reading_minutes,
     hints=("Divide by 200, then think about what is left over.", "`math.ceil` rounds up: `math.ceil(2.25)` is 3."),
     mistakes=(
-        Mistake(lambda words: words // 200, "You round down. Somebody with 450 words to read needs a third minute: round up."),
-        Mistake(lambda words: words // 200 + 1, "Exactly 400 words take two minutes, and no words take none: add a minute only when something is left over."),
+        Mistake(lambda words: words // 200,
+                "You round down. Somebody with 450 words to read needs a third minute: round up."),
+        Mistake(lambda words: words // 200 + 1,
+                "Exactly 400 words take two minutes, and no words take none: add a minute only when something is left over."),
     ),
 ))
 
-# %% ../../nbs/course/exercises/lesson_00.ipynb #fd5fd645
+# %% ../../nbs/course/exercises/lesson_00.ipynb #5f931454
 def batches(items: list, size: int) -> list[list]:
     "Consecutive lists of `size` items, in order; the last one may be shorter."
     return [items[start:start + size] for start in range(0, len(items), size)]
 
+
 def _draw_batches(rng: Random) -> list[tuple[list[int], int]]:
     "Lists that do not divide evenly, one that does, and the empty list."
     sizes = [rng.randint(2, 5) for _ in range(3)]
-    uneven = [([rng.randint(1, 99) for _ in range(size * rng.randint(1, 3) + rng.randint(1, size - 1))], size) for size in sizes]
+    counts = [size * rng.randint(1, 3) + rng.randint(1, size - 1) for size in sizes]
+    uneven = [([rng.randint(1, 99) for _ in range(count)], size) for count, size in zip(counts, sizes)]
     return uneven + [(list(range(6)), 3), ([], 4)]
 
 # %% ../../nbs/course/exercises/lesson_00.ipynb #e141bf72
@@ -81,10 +86,11 @@ register(Exercise(
     ),
 ))
 
-# %% ../../nbs/course/exercises/lesson_00.ipynb #19ee7d24
+# %% ../../nbs/course/exercises/lesson_00.ipynb #ac1e778c
 def tags_of_mail(calls: list[tuple[str, str]]) -> list[str]:
     "`tags` stands in the class body: both channels append to the same list."
     return [tag for _, tag in calls]
+
 
 def _draw_calls(rng: Random) -> list[tuple[list[tuple[str, str]]]]:
     "Four to six `add` calls, the first from mail and the second from chat."
@@ -163,57 +169,66 @@ register(Exercise(
     accept=_install_verdict,
 ))
 
-# %% ../../nbs/course/exercises/lesson_00.ipynb #040d632b
+# %% ../../nbs/course/exercises/lesson_00.ipynb #14f28e2f
 def cosine(a: list[float], b: list[float]) -> float:
     "Cosine of the angle between two vectors: their dot product over the product of their lengths; 0.0 when one is all zeros."
     length = math.hypot(*a) * math.hypot(*b)
     return sum(x * y for x, y in zip(a, b)) / length if length else 0.0
 
+
 def _dot(a: list[float], b: list[float]) -> float:
     "Sum of the products, place by place."
     return float(sum(x * y for x, y in zip(a, b)))
 
+
 def _draw_pairs(rng: Random) -> list[tuple[list[int], list[int]]]:
     "Random pairs, a right angle, one direction at two lengths, and a zero vector."
-    pairs = [([rng.randint(-5, 9) or 1 for _ in range(3)], [rng.randint(-5, 9) or 1 for _ in range(3)]) for _ in range(3)]
+    vectors = [[rng.randint(-5, 9) or 1 for _ in range(3)] for _ in range(6)]
+    pairs = list(zip(vectors[:3], vectors[3:]))
     k = rng.randint(2, 6)
     return pairs + [([k, 0], [0, 3]), ([1, 2], [k, 2 * k]), ([0, 0], [k, 1])]
 
-# %% ../../nbs/course/exercises/lesson_00.ipynb #6aa57108
+# %% ../../nbs/course/exercises/lesson_00.ipynb #624f335f
 register(Exercise(
     id="00.vectors_cosine",
     cases=_draw_pairs,
     solution=cosine,
-    hints=("The dot product grows with the length of the vectors. Divide that away.", "The length of a vector is the square root of its dot product with itself. With a zero vector there is nothing to divide by: return 0.0."),
+    hints=("The dot product grows with the length of the vectors. Divide that away.",
+           "A length is the square root of a vector's dot product with itself. When a length is 0, return 0.0."),
     mistakes=(
         Mistake(_dot, "That is the dot product. It grows when a vector gets longer; divide by both lengths."),
-        Mistake(lambda a, b: _dot(a, b) / (_dot(a, a) * _dot(b, b)) if any(a) and any(b) else 0.0, "You divide by squared lengths: take the square roots."),
+        Mistake(lambda a, b: _dot(a, b) / (_dot(a, a) * _dot(b, b)) if any(a) and any(b) else 0.0,
+                "You divide by squared lengths: take the square roots."),
     ),
 ))
 
-# %% ../../nbs/course/exercises/lesson_00.ipynb #fe02717e
-def _best(tickets: dict[str, list[int]], score) -> str:
+# %% ../../nbs/course/exercises/lesson_00.ipynb #f6905f2c
+def _best(tickets: dict[str, list[int]], score: Callable[[list[int]], float]) -> str:
     "Name of the ticket with the highest score."
     return max(tickets, key=lambda name: score(tickets[name]))
+
 
 def same_mix(query: list[int], tickets: dict[str, list[int]]) -> str:
     "The ticket whose vector points most nearly the way of the query, whatever its length."
     return _best(tickets, lambda counts: cosine(query, counts))
 
+
 def _longest_dot(query: list[int], tickets: dict[str, list[int]]) -> str:
     "The ticket with the largest dot product."
     return _best(tickets, lambda counts: _dot(query, counts))
+
 
 def _nearest_point(query: list[int], tickets: dict[str, list[int]]) -> str:
     "The ticket at the smallest straight-line distance."
     return _best(tickets, lambda counts: -math.dist(query, counts))
 
-# %% ../../nbs/course/exercises/lesson_00.ipynb #08b4bc09
+# %% ../../nbs/course/exercises/lesson_00.ipynb #cc885461
 def _draw_tickets(rng: Random) -> list[tuple[list[int], dict[str, list[int]]]]:
     "A query and four tickets on which the three ways to compare disagree, with a clear winner by direction."
     while True:
         query = [rng.randint(0, 4) for _ in range(3)]
-        tickets = {name: [rng.randint(0, 9) for _ in range(3)] for name in rng.sample(["T-104", "T-221", "T-350", "T-407", "T-588"], 4)}
+        names = rng.sample(["T-104", "T-221", "T-350", "T-407", "T-588"], 4)
+        tickets = {name: [rng.randint(0, 9) for _ in range(3)] for name in names}
         scores = sorted(cosine(query, t) for t in tickets.values())
         choices = {same_mix(query, tickets), _longest_dot(query, tickets), _nearest_point(query, tickets)}
         if any(query) and len(choices) == 3 and scores[-1] - scores[-2] > .03: return [(query, tickets)]
@@ -232,15 +247,17 @@ register(Exercise(
     accept=untold(),
 ))
 
-# %% ../../nbs/course/exercises/lesson_00.ipynb #7d0ac9ea
+# %% ../../nbs/course/exercises/lesson_00.ipynb #4a6651c7
 def scores_shape(documents: tuple[int, int], weights: tuple[int, int]) -> tuple[int, int]:
     "Shape of X @ W.T: a row for each document, a column for each label."
     return documents[0], weights[0]
+
 
 def _draw_shapes(rng: Random) -> list[tuple[tuple[int, int], tuple[int, int]]]:
     "Shapes of X (documents, features) and W (labels, features), all three numbers different."
     rows, features, labels = rng.choice([8, 16, 32, 64]), rng.choice([50, 256, 300, 384]), rng.choice([2, 3, 7, 12])
     return [((rows, features), (labels, features))]
+
 
 register(Exercise(
     id="00.vectors_shapes",
@@ -248,45 +265,55 @@ register(Exercise(
     solution=scores_shape,
     hints=("`.T` swaps the two numbers of a shape.", "(a, b) @ (b, c) is (a, c): the inner numbers must agree, and they vanish."),
     mistakes=(
-        Mistake(lambda documents, weights: (weights[0], documents[0]), "Swapped: rows stay rows. Document i is row i of X and row i of the result."),
-        Mistake(lambda documents, weights: documents, "The features are what the product sums over, so that number cannot be in the result."),
+        Mistake(lambda documents, weights: (weights[0], documents[0]),
+                "Swapped: rows stay rows. Document i is row i of X and row i of the result."),
+        Mistake(lambda documents, weights: documents,
+                "The features are what the product sums over, so that number cannot be in the result."),
     ),
     accept=untold(),
 ))
 
-# %% ../../nbs/course/exercises/lesson_00.ipynb #5538e691
+# %% ../../nbs/course/exercises/lesson_00.ipynb #9e7ee525
 def toxic_if_flagged(share: float, caught: float, false_alarm: float) -> float:
     "Bayes' rule: the flagged toxic messages over all flagged messages."
     right, wrong = share * caught, (1 - share) * false_alarm
     return right / (right + wrong)
 
+
 register(Exercise(
     id="00.probability_flagged",
-    cases=lambda rng: [(rng.choice([.01, .02, .03, .05]), rng.choice([.8, .85, .9, .95]), rng.choice([.04, .06, .08, .12]))],
+    cases=lambda rng: [tuple(map(rng.choice, ([.01, .02, .03, .05], [.8, .85, .9, .95], [.04, .06, .08, .12])))],
     solution=toxic_if_flagged,
     hints=("Imagine 10,000 messages. How many are toxic and flagged? How many are harmless and flagged?",
            "The answer is the first number over the sum of both: everything flagged is the new whole."),
     mistakes=(
-        Mistake(lambda share, caught, false_alarm: caught, "That is the chance that a toxic message is flagged. The question goes the other way round."),
-        Mistake(lambda share, caught, false_alarm: share * caught, "That is the share of messages that are toxic and flagged. Now divide by the share of all that are flagged."),
-        Mistake(lambda share, caught, false_alarm: 1 - false_alarm, "False alarms are counted among the harmless messages, and there are far more of those."),
+        Mistake(lambda share, caught, false_alarm: caught,
+                "That is the chance that a toxic message is flagged. The question goes the other way round."),
+        Mistake(lambda share, caught, false_alarm: share * caught,
+                "That is the share of messages that are toxic and flagged. Now divide by the share of all that are flagged."),
+        Mistake(lambda share, caught, false_alarm: 1 - false_alarm,
+                "False alarms are counted among the harmless messages, and there are far more of those."),
     ),
     accept=untold(.005),
 ))
 
-# %% ../../nbs/course/exercises/lesson_00.ipynb #78afc73d
+# %% ../../nbs/course/exercises/lesson_00.ipynb #6016d4ad
 def any_wrong(rate: float, labels: int) -> float:
     "One minus the chance that every label is right."
     return 1 - (1 - rate) ** labels
+
 
 register(Exercise(
     id="00.probability_any_wrong",
     cases=lambda rng: [(rng.choice([.02, .03, .05, .08]), rng.randint(15, 35))],
     solution=any_wrong,
-    hints=("Turn it round: what is the chance that all labels are right?", "Independent chances multiply: `(1 - rate) ** labels`."),
+    hints=("Turn it round: what is the chance that all labels are right?",
+           "Independent chances multiply: `(1 - rate) ** labels`."),
     mistakes=(
-        Mistake(lambda rate, labels: rate * labels, "That is the number of wrong labels to expect. As a probability it can pass 1, because it counts batches with two wrong labels twice."),
-        Mistake(lambda rate, labels: (1 - rate) ** labels, "That is the chance that none is wrong. You are one step away."),
+        Mistake(lambda rate, labels: rate * labels,
+                "That is how many wrong labels to expect. It can pass 1, because it counts batches with two wrong labels twice."),
+        Mistake(lambda rate, labels: (1 - rate) ** labels,
+                "That is the chance that none is wrong. You are one step away."),
         Mistake(lambda rate, labels: rate ** labels, "That is the chance that every label is wrong."),
     ),
     accept=untold(.005),
@@ -311,13 +338,14 @@ def _same_files(answer: list[str], expected: list[str], status: list[str]) -> bo
     if not isinstance(answer, (list, tuple, set)): return 'Answer with a list of file names, such as ["app.py", "notes.txt"].'
     return sorted(map(str, answer)) == sorted(expected) or "Those are not the files of the next commit."
 
-# %% ../../nbs/course/exercises/lesson_00.ipynb #bc9455d9
+# %% ../../nbs/course/exercises/lesson_00.ipynb #3a37333d
 register(Exercise(
     id="00.git_next_commit",
     cases=_draw_status,
     solution=next_commit,
     hints=("Two columns: left is the staging area, right is your folder compared with the staging area.",
-           "A letter on the left goes into the commit. `??` is a file that git does not know yet. `MM` was staged and then changed again: the staged version goes in."),
+           "A letter on the left goes into the commit. `??` is a file git does not know. `MM` was staged, then changed again: "
+           "the staged version goes in."),
     mistakes=(
         Mistake(lambda status: [line[3:] for line in status if line[:2] != "??"],
                 "A file with only a right-hand letter was changed and not staged. `git commit` leaves it out."),
@@ -507,7 +535,7 @@ def acted_out(
         output = _stage(stage, output, name, lines)
     return output
 
-# %% ../../nbs/course/exercises/lesson_00.ipynb #3e885987
+# %% ../../nbs/course/exercises/lesson_00.ipynb #543c87e6
 def count_lines(name: str, word: str, lines: list[str]) -> str:
     "`grep -c` counts the lines that hold the word."
     return f"grep -c {word} {name}"
@@ -529,9 +557,11 @@ def _draw_log(rng: Random) -> list[tuple[str, str, list[str]]]:
     level, ticket = rng.choice(["ERROR", "WARNING"]), rng.randint(1000, 8000)
     hits = [f"{level} ticket {ticket + i} timed out" for i in range(rng.randint(2, 4))]
     fine = [f"INFO ticket {ticket + i} tagged billing" for i in range(5, rng.randint(8, 10))]
-    traps = [f"{level} ticket {ticket - 1} failed, upstream said {level} 503", f"INFO served the {level.lower()} page", f"INFO {level.lower()} page cached"]
-    texts = rng.sample(hits + fine + traps, len(hits + fine + traps))
-    return [(rng.choice(["serve.log", "tickets.log", "app.log"]), level, [f"09:{i + 10} {text}" for i, text in enumerate(texts)])]
+    twice = f"{level} ticket {ticket - 1} failed, upstream said {level} 503"
+    small = [f"INFO served the {level.lower()} page", f"INFO {level.lower()} page cached"]
+    texts = [twice, *hits, *fine, *small]
+    rng.shuffle(texts)
+    return [(rng.choice(["serve.log", "tickets.log", "app.log"]), level, [f"09:{i} {text}" for i, text in enumerate(texts, 10)])]
 
 # %% ../../nbs/course/exercises/lesson_00.ipynb #aeebd6ff
 register(Exercise(
@@ -549,16 +579,21 @@ register(Exercise(
     accept=_count_verdict,
 ))
 
-# %% ../../nbs/course/exercises/lesson_00.ipynb #0e9717d5
+# %% ../../nbs/course/exercises/lesson_00.ipynb #03e067ca
 AREAS = {
-    "python": ("before lesson 01", "write three small functions with a test each, put them into a class, and install one package into a fresh virtual environment."),
-    "vectors": ("before lesson 01", "on paper, take two vectors of three numbers: dot product, both lengths, cosine. Then do the same in numpy and compare."),
-    "probability": ("before lesson 16", "draw a table of 1,000 messages, toxic or not against flagged or not, fill it from a share, a hit rate and a false-alarm rate, and read three fractions off it."),
-    "git": ("before day 5 of week 1", "in a throw-away folder make three commits, delete a file in the third and bring it back; read `git status --short` after every step."),
-    "terminal": ("before day 5 of week 1", "spend fifteen minutes in the course's folder without the mouse: `cd`, `ls`, `cat`, `grep -c`, `wc -l`, and one pipe."),
+    "python": ("before lesson 01", "write three small functions with a test each, put them into a class, and install one package "
+               "into a fresh virtual environment."),
+    "vectors": ("before lesson 01", "on paper, take two vectors of three numbers: dot product, both lengths, cosine. Then do the "
+                "same in numpy and compare."),
+    "probability": ("before lesson 16", "draw a table of 1,000 messages, toxic or not against flagged or not, fill it from a "
+                    "share, a hit rate and a false-alarm rate, and read three fractions off it."),
+    "git": ("before day 5 of week 1", "in a throw-away folder make three commits, delete a file in the third and bring it back; "
+            "read `git status --short` after every step."),
+    "terminal": ("before day 5 of week 1", "spend fifteen minutes in the course's folder without the mouse: `cd`, `ls`, `cat`, "
+                 "`grep -c`, `wc -l`, and one pipe."),
 }
 
-
+# %% ../../nbs/course/exercises/lesson_00.ipynb #f33dfc18
 def area_counts(
     table: pd.DataFrame,  # what `progress()` gives: id, lesson, passed
 ) -> dict[str, tuple[int, int]]:  # area to (passed, asked)
@@ -574,7 +609,7 @@ def weak_areas(
     "Areas of which less than two thirds passed."
     return [area for area, (passed, asked) in counts.items() if 3 * passed < 2 * asked]
 
-# %% ../../nbs/course/exercises/lesson_00.ipynb #99ccca86
+# %% ../../nbs/course/exercises/lesson_00.ipynb #83847d84
 def first_open_lesson(
     table: pd.DataFrame,  # what `progress()` gives
 ) -> str | None:  # such as "16"; None when everything is passed
@@ -588,16 +623,22 @@ def where_to_begin(
     next_lesson: str | None,  # the first lesson with an open exercise, None when all are passed
 ) -> tuple[str, str]:  # the place, and one sentence why
     "Choose the entry point. Python and vectors are needed at once, the rest can be practised on the way."
-    passed, asked, weak = sum(p for p, _ in counts.values()), sum(a for _, a in counts.values()), weak_areas(counts)
-    first = next((area for area in ("python", "vectors") if area in weak), None)
-    if not passed: return "week 1, day 1", f"None of the {asked} questions is passed yet, so day 1 begins with the self-check."
-    if first: return "week 1, day 1", f"The first lessons stand on {first}, where you passed {counts[first][0]} of {counts[first][1]}, and the plan leaves room for it."
-    if next_lesson is None: return "week 2", "You passed every exercise that exists so far; the plan of week 2 says what is coming."
-    if next_lesson != "01": return f"lesson {next_lesson}", "You can skip to it: every exercise of the lessons before it is passed."
-    if passed < asked: return "lesson 01", f"You passed {passed} of {asked}, and what the first lesson needs is among them."
-    return "lesson 01", f"All {asked} pass. If you have shipped a text classifier before, try only the exercises of lesson 01: once they pass, `entry_point()` skips to the next lesson."
+    passed, asked = (sum(count) for count in zip(*counts.values()))
+    first = next((area for area in ("python", "vectors") if area in weak_areas(counts)), None)
+    if not passed:
+        return "week 1, day 1", f"None of the {asked} questions is passed yet, so day 1 begins with the self-check."
+    if first:
+        return "week 1, day 1", f"The first lessons stand on {first} ({counts[first][0]} of {counts[first][1]} passed), and the plan leaves room for it."
+    if next_lesson is None:
+        return "week 2", "You passed every exercise that exists so far; the plan of week 2 says what is coming."
+    if next_lesson != "01":
+        return f"lesson {next_lesson}", "You can skip to it: every exercise of the lessons before it is passed."
+    if passed < asked:
+        return "lesson 01", f"You passed {passed} of {asked}, and what the first lesson needs is among them."
+    return "lesson 01", (f"All {asked} pass. If you have shipped a text classifier before, try only the exercises of lesson 01: "
+                         "once they pass, `entry_point()` skips to the next lesson.")
 
-# %% ../../nbs/course/exercises/lesson_00.ipynb #0e22d553
+# %% ../../nbs/course/exercises/lesson_00.ipynb #ed6f1732
 class Advice(str):
     "Markdown text: a plain string that notebooks render."
 
@@ -614,5 +655,5 @@ def entry_point() -> str:
     counts = area_counts(table)
     place, why = where_to_begin(counts, first_open_lesson(table))
     weak = weak_areas(counts) if any(passed for passed, _ in counts.values()) else []
-    practise = [f"- **{area}** ({counts[area][0]} of {counts[area][1]}), {AREAS[area][0]}: {AREAS[area][1]}" for area in weak]
+    practise = ["- **{}** ({} of {}), {}: {}".format(area, *counts[area], *AREAS[area]) for area in weak]
     return Advice("\n".join([f"**Begin with {place}.** {why}", *(["", "Practise:", "", *practise] if practise else [])]))

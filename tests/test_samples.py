@@ -1,0 +1,76 @@
+"""The bundled samples are varied, hard enough to teach with, and what the manifest says."""
+
+import json
+import re
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from sklearn.model_selection import StratifiedGroupKFold, cross_val_score
+
+from nlp_portfolio.classic.baseline import tfidf_logreg
+from nlp_portfolio.course.datasets import manifest
+
+SAMPLES = Path(__file__).resolve().parent.parent / "nlp_portfolio/data/samples"
+
+
+def rows_of(name: str) -> list[dict]:
+    files = sorted((SAMPLES / name).glob("*.jsonl"))
+    return [json.loads(line) for file in files for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+def tokens(text: str) -> list[str]:
+    return re.findall(r"[\w']+", text.lower())
+
+
+def shared_runs(texts: list[str], length: int = 8) -> list[str]:
+    "Runs of `length` words that stand in two rows."
+    rows = Counter()
+    for text in texts:
+        words = tokens(text)
+        rows.update({tuple(words[i : i + length]) for i in range(len(words) - length + 1)})
+    return [" ".join(run) for run, count in rows.items() if count > 1]
+
+
+def distinct(texts: list[str], length: int = 4) -> float:
+    "Distinct n-grams by all n-grams."
+    grams = [tuple(words[i : i + length]) for words in map(tokens, texts) for i in range(len(words) - length + 1)]
+    return len(set(grams)) / len(grams)
+
+
+@pytest.mark.parametrize("name", manifest())
+def test_sample_is_varied(name: str) -> None:
+    texts = [row["text"] for row in rows_of(name)]
+    assert shared_runs(texts) == []
+    assert distinct(texts) >= 0.9
+
+
+def test_a_template_would_be_seen() -> None:
+    filled = [f"I really liked the film {title} because the actors were so very good in it" for title in ("A", "B", "C")]
+    assert shared_runs(filled) and distinct(filled) < 0.9
+
+
+def test_imdb_sample_is_balanced_and_sized() -> None:
+    rows = rows_of("imdb")
+    assert len(rows) >= 400 and sum(row["label"] for row in rows) * 2 == len(rows)
+    assert all(30 <= len(row["text"].split()) <= 200 for row in rows)
+    assert all(row["label"] == int(row["rating"] > 5) and row["rating"] in (1, 2, 3, 4, 7, 8, 9, 10) for row in rows)
+
+
+def test_imdb_sample_has_no_film_in_both_parts() -> None:
+    films = {part: {row["movie_id"] for row in rows_of("imdb") if f"-{part}-" in row["id"]} for part in ("train", "test")}
+    assert films["train"] and films["test"] and not films["train"] & films["test"]
+
+
+def test_imdb_sample_is_hard_enough_to_teach_with() -> None:
+    rows = rows_of("imdb")
+    folds = StratifiedGroupKFold(5, shuffle=True, random_state=0)
+    accuracy = cross_val_score(tfidf_logreg(), [row["text"] for row in rows], [row["label"] for row in rows],
+                               groups=[row["movie_id"] for row in rows], cv=folds).mean()
+    assert 0.70 <= accuracy <= 0.92
+
+
+@pytest.mark.parametrize("name", manifest())
+def test_sample_ids_are_unique(name: str) -> None:
+    ids = [row["id"] for row in rows_of(name)]
+    assert len(set(ids)) == len(ids)
