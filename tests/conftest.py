@@ -2,12 +2,18 @@
 
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def tree_files() -> list[Path]:
+    "The files of the working tree: tracked, and untracked ones that git does not ignore."
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    return [ROOT / name for name in listed.split("\0") if name and (ROOT / name).is_file()]
 
 
 @pytest.fixture(autouse=True)
@@ -29,16 +35,22 @@ def root() -> Path:
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
     "A copy of the working tree (tracked and untracked files that git does not ignore) that a test may break."
-    listed = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT, capture_output=True, text=True, check=True,
-    ).stdout
-    for name in filter(None, listed.split("\0")):
-        if (ROOT / name).is_file():
-            target = tmp_path / "tree" / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, target)
+    for file in tree_files():
+        target = tmp_path / "tree" / file.relative_to(ROOT)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(file, target)
     return tmp_path / "tree"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--run-network", action="store_true", help="run the tests that ask the real hub")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--run-network"):
+        for item in items:
+            if item.get_closest_marker("network"):
+                item.add_marker(pytest.mark.skip(reason="asks the real hub: --run-network"))
 
 
 @pytest.hookimpl(hookwrapper=True)
@@ -48,7 +60,3 @@ def pytest_runtest_makereport(item: pytest.Item):
     if report.skipped and item.get_closest_marker("required"):
         report.outcome, report.longrepr = "failed", f"{item.nodeid} is required and was skipped: {report.longrepr}"
 
-
-def run_python(*arguments: str, cwd: Path, timeout: float = 120) -> subprocess.CompletedProcess[str]:
-    "Run this Python with arguments in a folder; output as text."
-    return subprocess.run([sys.executable, *arguments], cwd=cwd, capture_output=True, text=True, timeout=timeout)

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from conftest import ROOT
 
 from nlp_portfolio.course.reference import repo_url
 from nlp_portfolio.course.runner import course_notebooks
 
-ROOT = Path(__file__).resolve().parent.parent
 LESSONS = course_notebooks(ROOT, lessons_only=True)
 COLAB = ROOT / "constraints-colab.txt"
 # Colab ships these, the core lessons do not touch them, and installing them takes gigabytes.
@@ -78,8 +78,9 @@ def machine(colab: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
     (kernel / "kernel.json").write_text(json.dumps({"argv": argv, "display_name": "colab", "language": "python"}))
     (home / "gitconfig").write_text(f'[url "{clone.as_uri()}"]\n\tinsteadOf = {repo_url(ROOT)}\n')
     keep = {name: value for name, value in os.environ.items() if not name.startswith(("NLP_", "HF_", "VIRTUAL_ENV"))}
-    return keep | {"PYTHONPATH": str(home / "stub"), "IPYTHONDIR": str(home / "ipython"), "NLP_PORTFOLIO_SOURCE": "sample",
-                   "GIT_CONFIG_GLOBAL": str(home / "gitconfig"), "HF_HOME": str(home / "hf"), "JUPYTER_PATH": str(home / "jupyter")}
+    folders = {"PYTHONPATH": "stub", "IPYTHONDIR": "ipython", "GIT_CONFIG_GLOBAL": "gitconfig", "HF_HOME": "hf",
+               "JUPYTER_PATH": "jupyter"}
+    return keep | {"NLP_PORTFOLIO_SOURCE": "sample"} | {name: str(home / path) for name, path in folders.items()}
 
 
 @pytest.mark.required

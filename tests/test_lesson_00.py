@@ -1,10 +1,12 @@
 """The self-check of lesson 00: where it sends a learner, and how it reads commands without running them."""
 
 import json
+import math
 import random
 import shutil
 import subprocess
 
+import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given as drawn
@@ -210,17 +212,23 @@ def test_verdicts_of_bring_back(command, message):
     assert message in verdict if message else verdict is True
 
 
-def test_verdicts_of_bring_back_agree_with_git(tmp_path):
-    "The same commands, judged by a real repository that has this history."
+@pytest.fixture
+def git(tmp_path):
+    "Run git in a fresh repository under tmp_path; gives what it printed."
     if not shutil.which("git"):
         pytest.skip("no git on this machine")
+    config = ["-c", "user.name=t", "-c", "user.email=t@example.org", "-c", "init.defaultBranch=main"]
 
-    def git(*words):
-        config = ["-c", "user.name=t", "-c", "user.email=t@example.org", "-c", "init.defaultBranch=main"]
+    def run(*words: str) -> str:
         done = subprocess.run(["git", *config, *words], cwd=tmp_path, capture_output=True, text=True, check=True)
-        return done.stdout.strip()
+        return done.stdout.rstrip("\n")
 
-    git("init")
+    run("init")
+    return run
+
+
+def test_verdicts_of_bring_back_agree_with_git(git, tmp_path):
+    "The same commands, judged by a real repository that has this history."
     hashes = {}
     for commit, message, changes in reversed(HISTORY):
         for change in changes:
@@ -229,9 +237,9 @@ def test_verdicts_of_bring_back_agree_with_git(tmp_path):
         git("add", "-A")
         git("commit", "-m", message)
         hashes[commit] = git("rev-parse", "--short=7", "HEAD")
-    for command in BRING_BACK:
-        if "checkout" not in command or "b.md" in command or "beef" in command:
-            continue
+    judged = [command for command in BRING_BACK if "checkout" in command and "b.md" not in command]
+    assert len(judged) == 7
+    for command in judged:
         real = command.strip("$ ")
         for commit, short in hashes.items():
             real = real.replace(commit, short)
@@ -239,3 +247,69 @@ def test_verdicts_of_bring_back_agree_with_git(tmp_path):
         newest = (tmp_path / "a.md").is_file() and (tmp_path / "a.md").read_text() == "c1c1c1c\n"
         assert (done.returncode == 0 and newest) == (BRING_BACK[command] == ""), command
         git("reset", "--hard", "HEAD")
+
+
+def test_next_commit_agrees_with_git(git, tmp_path):
+    "Every mark of the question, made in a real repository."
+    def write(name: str, text: str) -> None:
+        (tmp_path / name).write_text(text, encoding="utf-8")
+
+    for name in ("staged", "changed", "both", "gone_staged", "gone"):
+        write(name, f"{name} 1\n")
+    git("add", "-A")
+    git("commit", "-m", "first")
+    for name in ("staged", "both", "added"):
+        write(name, f"{name} 2\n")
+    git("add", "-A")
+    git("rm", "-q", "gone_staged")
+    for name in ("changed", "both", "unknown"):
+        write(name, f"{name} 3\n")
+    (tmp_path / "gone").unlink()
+    status = git("status", "--short").split("\n")
+    assert {line[:2] for line in status} == {"M ", " M", "MM", "A ", "D ", " D", "??"}
+    assert sorted(lesson.next_commit(status)) == sorted(git("diff", "--cached", "--name-only").split("\n"))
+
+
+@drawn(st.lists(st.integers()), st.integers(1, 9))
+def test_batches_lose_and_repeat_nothing(items, size):
+    cut = lesson.batches(items, size)
+    assert [item for batch in cut for item in batch] == items
+    assert all(len(batch) == size for batch in cut[:-1]) and all(0 < len(batch) <= size for batch in cut)
+
+
+@drawn(st.lists(st.tuples(st.integers(-9, 9), st.integers(-9, 9)), min_size=1, max_size=5))
+def test_cosine_is_that_of_scipy(pairs):
+    from scipy.spatial.distance import cosine
+
+    a, b = map(list, zip(*pairs, strict=True))
+    expected = 1 - cosine(a, b) if any(a) and any(b) else 0.0
+    assert math.isclose(lesson.cosine(a, b), expected, abs_tol=1e-9)
+
+
+def test_shapes_are_those_of_numpy():
+    for seed in range(20):
+        documents, weights = find("00.vectors_shapes").cases(random.Random(seed))[0]
+        assert lesson.scores_shape(documents, weights) == (np.zeros(documents) @ np.zeros(weights).T).shape
+
+
+def test_probabilities_are_those_of_counting():
+    rng = np.random.default_rng(0)
+    toxic = rng.random(400_000) < 0.05
+    flagged = rng.random(400_000) < np.where(toxic, 0.9, 0.08)
+    assert math.isclose(lesson.toxic_if_flagged(0.05, 0.9, 0.08), toxic[flagged].mean(), abs_tol=0.01)
+    wrong = rng.random((20_000, 20)) < 0.05
+    assert math.isclose(lesson.any_wrong(0.05, 20), wrong.any(axis=1).mean(), abs_tol=0.015)
+
+
+def test_a_class_attribute_is_shared_as_the_question_says():
+    class Channel:
+        tags = []
+
+        def add(self, tag):
+            self.tags.append(tag)
+
+    calls = find("00.python_shared_tags").draw()[0][0]
+    channels = {"mail": Channel(), "chat": Channel()}
+    for who, tag in calls:
+        channels[who].add(tag)
+    assert channels["mail"].tags == lesson.tags_of_mail(calls)

@@ -16,6 +16,7 @@ import sacrebleu
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from nervaluate import Evaluator
+from nlp_portfolio.evaluation.modules import module_names, module_path
 from nltk.stem.porter import PorterStemmer
 from rouge_score.rouge_scorer import RougeScorer
 from seqeval.metrics.sequence_labeling import get_entities
@@ -24,7 +25,6 @@ from sklearn.metrics import log_loss, precision_recall_curve
 from sklearn.metrics import precision_recall_fscore_support as sklearn_prf
 
 from nlp_portfolio.evaluation import metrics as m
-from nlp_portfolio.evaluation.modules import module_names, module_path
 
 GOLD = json.loads((resources.files("nlp_portfolio") / "data/gold/metrics.json").read_text(encoding="utf-8"))
 quick = settings(max_examples=100, deadline=None, derandomize=True)
@@ -33,9 +33,11 @@ pairs = st.lists(st.tuples(labels, labels), min_size=1, max_size=30)
 tags = st.sampled_from(["O", "O", "B-PER", "I-PER", "B-LOC", "I-LOC", "B-a-b", "I-a-b"])
 sentences = st.lists(st.lists(st.tuples(tags, tags), min_size=1, max_size=10), min_size=1, max_size=6)
 # few words, so that n-grams repeat, and characters that tokenizers treat specially
-words = st.sampled_from("the cat cats sat running on a mat. 3,5 1,250.50 2-day &amp; don't U.S. — Ünal straße $5! (x) 中文 İ ...".split())
+VOCABULARY = "the cat cats sat running on a mat. 3,5 1,250.50 2-day &amp; don't U.S. — Ünal straße $5! (x) 中文 İ ..."
+words = st.sampled_from(VOCABULARY.split())
 texts = st.lists(words, max_size=9).map(" ".join)
-wild = st.text(alphabet=st.characters(exclude_categories=["Cs"]), max_size=40) | st.text(string.punctuation + " a1\n", max_size=30)
+valid = st.text(alphabet=st.characters(exclude_categories=["Cs"]), max_size=40)
+wild = valid | st.text(string.punctuation + " a1\n", max_size=30)
 log_probs = st.lists(st.floats(-30, 0), min_size=1, max_size=20)
 
 
@@ -393,11 +395,27 @@ def test_bad_input_is_a_clear_error(call, message):
         call()
 
 
+def fresh_process(code, **options):
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)} | options.pop("env", {})
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, **options)
+    assert run.returncode == 0, run.stderr[-2000:]
+    return run
+
+
 def test_metrics_import_nothing_heavy():
     heavy = {"torch", "sklearn", "pandas", "numpy", "datasets", "evaluate", "nltk", "sacrebleu"}
-    code = f"import sys, nlp_portfolio.evaluation.metrics, nlp_portfolio.evaluation.modules; print({heavy!r} & set(sys.modules))"
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)})
-    assert out.stdout.strip() == "set()"
+    code = f"import nlp_portfolio.evaluation.metrics, nlp_portfolio.evaluation.modules, sys; print({heavy!r} & {{*sys.modules}})"
+    assert fresh_process(code).stdout.strip() == "set()"
+
+
+def test_lean_evaluate_leaves_torch_out_and_importable():
+    code = """
+import sys
+from nlp_portfolio.evaluation.modules import lean_evaluate, module_path
+scores = lean_evaluate().load(module_path("qa")).compute(predictions=["a b"], references=["a b"])
+print(scores, {"torch", "transformers"} & {*sys.modules}, lean_evaluate() is sys.modules["evaluate"])
+"""
+    assert fresh_process(code).stdout.strip() == "{'exact_match': 1.0, 'f1': 1.0} set() True"
 
 
 # ---------------------------------------------------------------- evaluate modules
@@ -438,10 +456,13 @@ def offline(tmp_path_factory):
         ("classification", {"predictions": ["n", "y"], "references": ["y", "y"], "positive": "y"}),
     ]
     folder = tmp_path_factory.mktemp("hf")
-    env = os.environ | {"HF_HOME": str(folder), "HF_MODULES_CACHE": str(folder / "modules"), "HF_HUB_OFFLINE": "1",
-                        "HF_EVALUATE_OFFLINE": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-    run = subprocess.run([sys.executable, "-c", OFFLINE], input=json.dumps(calls), capture_output=True, text=True, env=env, cwd=folder)
-    assert run.returncode == 0, run.stderr[-2000:]
+    env = {
+        "HF_HOME": str(folder),
+        "HF_MODULES_CACHE": str(folder / "modules"),
+        "HF_HUB_OFFLINE": "1",
+        "HF_EVALUATE_OFFLINE": "1",
+    }
+    run = fresh_process(OFFLINE, input=json.dumps(calls), env=env, cwd=folder)
     return calls, json.loads(run.stdout.splitlines()[-1])
 
 
@@ -463,8 +484,8 @@ def test_modules_answer_what_the_functions_answer(offline):
     assert got[1]["brevity_penalty"] == pytest.approx(bleu.brevity_penalty, abs=1e-12)
     for found, refs in ((got[2], references), (got[3], [r[0] for r in references])):
         both = list(zip(predictions, refs, strict=True))
-        expected = [np.mean([m.rouge_n(p, r, n).f1 for p, r in both]) for n in (1, 2)] + [np.mean([m.rouge_l(p, r).f1 for p, r in both])]
-        assert [found["rouge1"], found["rouge2"], found["rougeL"]] == pytest.approx(expected, abs=1e-12)
+        each = [(m.rouge_n(*pair, 1).f1, m.rouge_n(*pair, 2).f1, m.rouge_l(*pair).f1) for pair in both]
+        assert [found["rouge1"], found["rouge2"], found["rougeL"]] == pytest.approx(np.mean(each, axis=0), abs=1e-12)
     assert got[4] == pytest.approx(m.entity_prf(calls[4][1]["references"], calls[4][1]["predictions"])._asdict(), abs=1e-12)
     answers = list(zip(calls[5][1]["predictions"], calls[5][1]["references"], strict=True))
     expected = {"exact_match": np.mean([m.exact_match(*a) for a in answers]), "f1": np.mean([m.token_f1(*a) for a in answers])}

@@ -4,12 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import ROOT
 
 from nlp_portfolio.course.reference import measure
 from nlp_portfolio.course.results import agrees, reference_rows, row_key
 from nlp_portfolio.course.runner import course_notebooks
 
-ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = course_notebooks(ROOT)
 
 

@@ -1,13 +1,13 @@
 """README says what was measured: its tables are generated, and a difference from the JSON is red."""
 
 import re
-from pathlib import Path
+
+from conftest import ROOT
 
 from nlp_portfolio.course.reference import refresh
 from nlp_portfolio.course.results import reference_rows
 from nlp_portfolio.course.runner import course_notebooks
 
-ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 

@@ -3,15 +3,15 @@
 import json
 import re
 from collections import Counter
-from pathlib import Path
 
 import pytest
+from conftest import ROOT
 from sklearn.model_selection import StratifiedGroupKFold, cross_val_score
 
 from nlp_portfolio.classic.baseline import tfidf_logreg
 from nlp_portfolio.course.datasets import manifest
 
-SAMPLES = Path(__file__).resolve().parent.parent / "nlp_portfolio/data/samples"
+SAMPLES = ROOT / "nlp_portfolio/data/samples"
 
 
 def rows_of(name: str) -> list[dict]:

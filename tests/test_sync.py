@@ -7,11 +7,11 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from conftest import ROOT, tree_files
 
 from nlp_portfolio.course.reference import MACHINE_PATH, code_hash, generate_head, output_texts, repo_url
 from nlp_portfolio.course.runner import course_notebooks
 
-ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = course_notebooks(ROOT)
 LESSONS = course_notebooks(ROOT, lessons_only=True)
 BIN = Path(sys.executable).parent
@@ -78,11 +78,9 @@ def test_heads_are_generated_from_the_repository_url(file: Path) -> None:
 def test_repository_is_named_once(root: Path) -> None:
     "Outside pyproject.toml and what is generated from it (notebook heads, README's table), nobody writes the address."
     address = repo_url(root).removeprefix("https://")
-    files = subprocess.run(["git", "ls-files", "--cached", "--others", "--exclude-standard"],
-                           cwd=root, capture_output=True, text=True, check=True).stdout.split()
-    holders = [name for name in files if (root / name).is_file() and name.endswith((".py", ".yml", ".toml", ".md", ".ini"))
-               and address in (root / name).read_text(encoding="utf-8", errors="replace")]
-    assert set(holders) <= {"pyproject.toml", "README.md", "nlp_portfolio/_modidx.py"}
+    holders = {file.relative_to(root).as_posix() for file in tree_files()
+               if file.suffix in (".py", ".yml", ".toml", ".md", ".ini") and address in file.read_text(encoding="utf-8")}
+    assert holders <= {"pyproject.toml", "README.md", "nlp_portfolio/_modidx.py"}
 
 
 @every_notebook
@@ -99,15 +97,11 @@ def test_outputs_hold_no_errors_and_no_machine_paths(file: Path) -> None:
     assert not [text for text in output_texts(nb) if MACHINE_PATH.search(str(text))]
 
 
-def test_no_machine_path_in_any_tracked_text(root: Path) -> None:
-    files = subprocess.run(["git", "ls-files", "--cached", "--others", "--exclude-standard"],
-                           cwd=root, capture_output=True, text=True, check=True).stdout.split("\n")
+def test_no_machine_path_in_any_text() -> None:
     path = re.compile(r"(?<![\w.:/~-])/(?:work|root|home/\w+|Users/\w+)/[\w.-]+")
-    found = {}
-    for name in files:
-        if name.endswith((".py", ".md", ".toml", ".ini", ".ipynb", ".json", ".txt", ".yml")) and (root / name).is_file():
-            hits = path.findall((root / name).read_text(encoding="utf-8", errors="replace"))
-            found |= {name: hits} if hits else {}
+    texts = (".py", ".md", ".toml", ".ini", ".ipynb", ".json", ".txt", ".yml")
+    hits = {file.name: path.findall(file.read_text(encoding="utf-8")) for file in tree_files() if file.suffix in texts}
+    found = {name: paths for name, paths in hits.items() if paths}
     assert found == {}
 
 
@@ -130,4 +124,13 @@ def test_lesson_cells_are_small_and_told(file: Path) -> None:
     lines = [[line for line in cell.source.splitlines() if line.strip()] for cell in code]
     assert max(map(len, lines)) <= 25
     assert sum(cell.cell_type == "markdown" for cell in nb.cells) >= 0.9 * len(code)
-    assert [cell for cell in code if "parameters" in cell.metadata.get("tags", [])][0].source.strip() == "profile = None"
+    parameters = [cell.source for cell in code if "parameters" in cell.metadata.get("tags", [])]
+    assert parameters == ["profile = None"]
+
+
+def test_lint(root: Path) -> None:
+    "Ruff's rules for what is written by hand; unused and undefined names in what is exported."
+    exported = ["nlp_portfolio", "--select", "F", "--config", "extend-exclude = []"]
+    for arguments in (["."], exported):
+        done = subprocess.run([BIN / "ruff", "check", "-q", *arguments], cwd=root, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout

@@ -375,7 +375,7 @@ def _taken_from(
     found = next((m for pattern in _RESTORE if (m := re.fullmatch(pattern, plain))), None)
     return (found["rev"], found["path"]) if found else None
 
-# %% ../../nbs/course/exercises/lesson_00.ipynb #a1ebaf57
+# %% ../../nbs/course/exercises/lesson_00.ipynb #fb3d905e
 def _position(
     revision: str,  # 'a1b2c3d', 'HEAD~2', 'a1b2c3d^', ...
     commits: list[str],  # of a straight history, newest first
@@ -384,7 +384,8 @@ def _position(
     parts = re.fullmatch(r"(@|\w+)((?:~\d*|\^1?)*)", revision)
     if not parts: return None
     base, steps = parts.groups()
-    named = [0] if base in ("HEAD", "@", "main") else [i for i, commit in enumerate(commits) if len(base) >= 4 and commit.startswith(base)]
+    named = [i for i, commit in enumerate(commits) if len(base) >= 4 and commit.startswith(base)]
+    if base in ("HEAD", "@", "main"): named = [0]
     back = sum(int(n or 1) for n in re.findall(r"~(\d*)", steps)) + steps.count("^")
     return named[0] + back if named and named[0] + back < len(commits) else None
 
@@ -410,7 +411,7 @@ def _version_verdict(place: int | None, path: str, history: History) -> bool | s
     if place <= deleted: return "That commit does not hold the file."
     return place <= edited or f"That commit holds an older version: {history[edited][0]} changed the file later."
 
-# %% ../../nbs/course/exercises/lesson_00.ipynb #a1d9c129
+# %% ../../nbs/course/exercises/lesson_00.ipynb #5041b25d
 def _bring_back_verdict(answer: str, expected: str, path: str, history: History) -> bool | str:
     "True when the command brings back the newest version of that one file, else what is wrong."
     words = words_of(answer) if isinstance(answer, str) else []
@@ -421,7 +422,7 @@ def _bring_back_verdict(answer: str, expected: str, path: str, history: History)
     if taken[1] != path: return f"Name the file as git lists it: {path}."
     return _version_verdict(_position(taken[0], [commit for commit, _, _ in history]), path, history)
 
-
+# %% ../../nbs/course/exercises/lesson_00.ipynb #93c82bfb
 def _draw_history(rng: Random) -> list[tuple[str, History]]:
     "A straight history, newest first; the deleting commit changed another file too."
     path, other = rng.choice(["labels/guide.md", "docs/policy.md", "evalset/hard.csv"]), rng.choice(["app.py", "train.py"])
@@ -508,11 +509,12 @@ def _wc(lines: list[str], flags: str) -> list[str]:
     if flags != "l": raise ValueError("`wc` alone counts lines, words and bytes. One of its options counts lines.")
     return [str(len(lines))]
 
-# %% ../../nbs/course/exercises/lesson_00.ipynb #5ad1ce8b
+# %% ../../nbs/course/exercises/lesson_00.ipynb #be8c3478
 def _stage(words: list[str], piped: list[str], name: str, lines: list[str]) -> list[str]:
     "The lines that one command of a pipe prints. Raises ValueError, with a message for the learner, when it cannot be read."
     tool = words[0] if words else ""
-    if tool not in ("cat", "grep", "wc"): raise ValueError("The checker only knows cat, grep and wc. There is an answer with those.")
+    if tool not in ("cat", "grep", "wc"):
+        raise ValueError("The checker only knows cat, grep and wc. There is an answer with those.")
     flags = "".join(_LONG.get(word, word)[1:] for word in words[1:] if word.startswith("-"))
     rest = [word for word in words[1:] if not word.startswith("-") and word != "<"]
     pattern = rest.pop(0) if tool == "grep" and rest else ""
@@ -535,7 +537,7 @@ def acted_out(
         output = _stage(stage, output, name, lines)
     return output
 
-# %% ../../nbs/course/exercises/lesson_00.ipynb #543c87e6
+# %% ../../nbs/course/exercises/lesson_00.ipynb #8997fd41
 def count_lines(name: str, word: str, lines: list[str]) -> str:
     "`grep -c` counts the lines that hold the word."
     return f"grep -c {word} {name}"
@@ -551,7 +553,7 @@ def _count_verdict(answer: str, expected: str, name: str, word: str, lines: list
     if printed == acted_out(expected, name, lines): return True
     return f"That prints {printed[0]}." if len(printed) == 1 else f"That prints {len(printed)} lines."
 
-
+# %% ../../nbs/course/exercises/lesson_00.ipynb #ee9e6d5c
 def _draw_log(rng: Random) -> list[tuple[str, str, list[str]]]:
     "A log in which one line holds the word twice and two hold it in small letters."
     level, ticket = rng.choice(["ERROR", "WARNING"]), rng.randint(1000, 8000)
@@ -609,7 +611,7 @@ def weak_areas(
     "Areas of which less than two thirds passed."
     return [area for area, (passed, asked) in counts.items() if 3 * passed < 2 * asked]
 
-# %% ../../nbs/course/exercises/lesson_00.ipynb #83847d84
+# %% ../../nbs/course/exercises/lesson_00.ipynb #cb83a7a9
 def first_open_lesson(
     table: pd.DataFrame,  # what `progress()` gives
 ) -> str | None:  # such as "16"; None when everything is passed
@@ -617,7 +619,7 @@ def first_open_lesson(
     later = table[(table["lesson"] != "00") & ~table["passed"].astype(bool)]
     return min(later["lesson"], default=None)
 
-
+# %% ../../nbs/course/exercises/lesson_00.ipynb #d51851fb
 def where_to_begin(
     counts: dict[str, tuple[int, int]],  # area to (passed, asked)
     next_lesson: str | None,  # the first lesson with an open exercise, None when all are passed
@@ -628,7 +630,8 @@ def where_to_begin(
     if not passed:
         return "week 1, day 1", f"None of the {asked} questions is passed yet, so day 1 begins with the self-check."
     if first:
-        return "week 1, day 1", f"The first lessons stand on {first} ({counts[first][0]} of {counts[first][1]} passed), and the plan leaves room for it."
+        done, of = counts[first]
+        return "week 1, day 1", f"The first lessons stand on {first} ({done} of {of} passed), and the plan leaves room for it."
     if next_lesson is None:
         return "week 2", "You passed every exercise that exists so far; the plan of week 2 says what is coming."
     if next_lesson != "01":
@@ -638,7 +641,7 @@ def where_to_begin(
     return "lesson 01", (f"All {asked} pass. If you have shipped a text classifier before, try only the exercises of lesson 01: "
                          "once they pass, `entry_point()` skips to the next lesson.")
 
-# %% ../../nbs/course/exercises/lesson_00.ipynb #ed6f1732
+# %% ../../nbs/course/exercises/lesson_00.ipynb #b94d9f71
 class Advice(str):
     "Markdown text: a plain string that notebooks render."
 
@@ -650,7 +653,9 @@ class Advice(str):
 
 
 def entry_point() -> str:
-    "Read the learner's passes and say where to begin, why, and what to practise in each weak area; before the first pass, no area is called weak."
+    """Read the learner's passes and say where to begin, why, and what to practise in each weak area.
+
+    Before the first pass no area is called weak: nothing is known yet."""
     table = progress()
     counts = area_counts(table)
     place, why = where_to_begin(counts, first_open_lesson(table))
