@@ -411,7 +411,7 @@ BAD = {
     "mcnemar: scores": (lambda: E.mcnemar([0.3, 1], [0, 1]), "use paired_bootstrap"),
     "sign test: negative": (lambda: E.sign_test(-1, 2), "not be negative"),
     "rows: no gain": (lambda: E.rows_needed(0, 0.1), "0 < "),
-    "rows: gain above disagreement": (lambda: E.rows_needed(0.2, 0.1), "gain 0.2 and disagreement 0.1"),
+    "rows: gain above disagreement": (lambda: E.rows_needed(0.2, 0.1), "got 0.2 and 0.1"),
     "rows: power": (lambda: E.rows_needed(0.01, 0.1, power=80), "between 0 and 1"),
     "ece: empty": (lambda: E.expected_calibration_error([], []), "non-empty"),
     "ece: lengths": (lambda: E.expected_calibration_error([0.5], [1, 0]), "equally long"),

@@ -13,18 +13,19 @@ from importlib import resources
 import numpy as np
 import pytest
 import sacrebleu
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from nervaluate import Evaluator
-from nlp_portfolio.evaluation.modules import module_names, module_path
 from nltk.stem.porter import PorterStemmer
 from rouge_score.rouge_scorer import RougeScorer
+from rouge_score.tokenize import tokenize as rouge_tokenize
 from seqeval.metrics.sequence_labeling import get_entities
 from seqeval.metrics.sequence_labeling import precision_recall_fscore_support as seqeval_prf
 from sklearn.metrics import log_loss, precision_recall_curve
 from sklearn.metrics import precision_recall_fscore_support as sklearn_prf
 
 from nlp_portfolio.evaluation import metrics as m
+from nlp_portfolio.evaluation.modules import module_names, module_path
 
 GOLD = json.loads((resources.files("nlp_portfolio") / "data/gold/metrics.json").read_text(encoding="utf-8"))
 quick = settings(max_examples=100, deadline=None, derandomize=True)
@@ -201,6 +202,12 @@ def test_entity_scores_are_symmetric_bounded_and_ignore_sentence_order(rows, rng
     assert same == (1, 1, 1)
 
 
+@pytest.mark.parametrize("average", m.AVERAGES)
+def test_no_entity_on_either_side_gives_the_agreed_value(average):
+    assert m.entity_prf([["O"]], [["O"]], average) == (0, 0, 0)
+    assert m.entity_prf([["O"]], [["O"]], average, zero_division=1) == (1, 1, 1)
+
+
 def test_an_equal_span_in_another_sentence_is_no_hit():
     assert m.entity_prf([["B-PER"], ["O"]], [["O"], ["B-PER"]]) == (0, 0, 0)
 
@@ -242,6 +249,7 @@ BLEU_ROWS = st.lists(st.tuples(texts, st.lists(texts, min_size=2, max_size=2)), 
 
 @quick
 @given(wild)
+@example("well-\n")
 def test_13a_cuts_as_sacrebleu(text):
     from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
 
@@ -283,6 +291,11 @@ def test_bleu_and_rouge_of_a_perfect_text_are_full(copies):
     assert all(m.rouge_n(t, t).f1 == 1 == m.rouge_l(t, t).f1 for t in copies if m.rouge_tokens(t))
 
 
+def test_effective_order_leaves_out_what_a_short_text_cannot_have():
+    assert m.corpus_bleu(["a b"], ["a b"], effective_order=True).score == pytest.approx(100, abs=1e-9)
+    assert m.corpus_bleu(["a b"], ["a b"]).score == 0
+
+
 def test_clipping_and_brevity():
     assert m.clipped_matches(["the"] * 7, [["the", "cat", "the"], ["the"]], 1) == (2, 7)
     assert m.brevity_penalty(4, 8) == math.exp(-1) and m.brevity_penalty(8, 4) == 1 and m.brevity_penalty(0, 3) == 0
@@ -298,6 +311,14 @@ def test_rouge_equals_rouge_score(stem, prediction, reference, other):
     best = [reference, other]
     ours = [m.rouge_n(prediction, best, n, stem) for n in (1, 2, 3)] + [m.rouge_l(prediction, best, stem)]
     close(ours, [tuple(s) for s in theirs.values()])
+
+
+@quick
+@given(texts | wild)
+@example("the gas was his running dogs")
+def test_rouge_tokens_equal_rouge_score(text):
+    for stemmer in (None, PorterStemmer()):
+        assert m.rouge_tokens(text, stemmer and stemmer.stem) == rouge_tokenize(text, stemmer)
 
 
 @quick

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['doctor', 'repo_root', 'pick', 'run', 'start', 'status', 'verify', 'main']
 
-# %% ../../nbs/course/cli.ipynb #d636085c
+# %% ../../nbs/course/cli.ipynb #eb737275
 import argparse
 import os
 import platform
@@ -22,12 +22,12 @@ from .exercise import progress
 from .reference import measure, reference_run, refresh_heads_and_tables
 from .results import agrees, compare, own_rows, reference_rows, row_key
 from .runner import Report, course_notebooks, failure_text, run_notebooks
-from .settings import has_gpu, home, settings
+from .settings import active, has_gpu, home, settings
 
 if TYPE_CHECKING:
     import pandas as pd
 
-# %% ../../nbs/course/cli.ipynb #c379b44f
+# %% ../../nbs/course/cli.ipynb #24378d08
 def _version(package: str) -> str | None:
     try:
         return metadata.version(package)
@@ -57,7 +57,7 @@ def doctor() -> "pd.DataFrame":
         ("disk free", f"{disk.free / 2**30:.0f} GB", disk.free > 5 * 2**30, "free 5 GB: the environment alone takes 3"),
         ("PyTorch", torch or "not installed", bool(torch), 'from part 5 on: pip install "nlp-portfolio[neural]"'),
         ("GPU", gpu, True, ""),
-        ("profile", settings().profile, True, ""),
+        ("profile", active().profile, True, ""),
         ("data folder", "set" if data else "not set", not data or Path(data).is_dir(), "NLP_PORTFOLIO_DATA names no folder: correct or unset it"),
         ("Hugging Face hub", "reachable" if online() else "not reachable", True, ""),
     ]

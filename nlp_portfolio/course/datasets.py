@@ -6,21 +6,22 @@
 __all__ = ['SOURCES', 'TYPES', 'READERS', 'MISSING', 'manifest', 'read_rows', 'Provenance', 'provenance', 'last_provenance',
            'online', 'load', 'catalogue', 'excerpt']
 
-# %% ../../nbs/course/datasets.ipynb #6a2eb7b0
+# %% ../../nbs/course/datasets.ipynb #eaf884a5
 import gzip
 import hashlib
 import json
 import os
-import socket
 import tomllib
+import urllib.error
+import urllib.request
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
+from http.client import HTTPException
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from .settings import active
 
@@ -41,7 +42,7 @@ def manifest() -> dict[str, dict[str, Any]]:
     "The data sets the course knows, by name: title, unit, licence, citation, columns, hub, sample."
     return tomllib.loads(_package_file("datasets.toml").read_text(encoding="utf-8"))
 
-# %% ../../nbs/course/datasets.ipynb #5795118c
+# %% ../../nbs/course/datasets.ipynb #f5e04fbf
 def _lines(file: Path) -> Iterator[tuple[int, str]]:
     "Numbered lines of a `.jsonl` or `.jsonl.gz` file. Raises ValueError when it is not gzip or not UTF-8."
     opener = gzip.open if file.suffix == ".gz" else open
@@ -68,6 +69,8 @@ def _check(row: Any, columns: dict[str, str], where: str) -> dict[str, Any]:
         kind = kind.rstrip("?")
         if not isinstance(value, TYPES[kind]) or (isinstance(value, bool) and kind != "bool"):
             raise ValueError(f"{where}: column {name!r} must be {kind}, got {type(value).__name__}")
+        if kind == "int64" and not -(2**63) <= value < 2**63:
+            raise ValueError(f"{where}: column {name!r} must be int64, got a number of more than 64 bits")
         if kind == "string" and any("\ud800" <= c <= "\udfff" for c in value):
             raise ValueError(f"{where}: column {name!r} holds half a surrogate pair, which is not valid text")
     return {name: row.get(name) for name in columns}
@@ -159,30 +162,51 @@ def _from_local(name: str, split: str) -> "Dataset | None":
         return None
     return _dataset(read_rows(file, manifest()[name]["columns"]), name, split, "local", _sha256(file))
 
-# %% ../../nbs/course/datasets.ipynb #5fb8548c
+# %% ../../nbs/course/datasets.ipynb #c71c8a9c
 @cache
 def online() -> bool:
-    "Whether the hub can be reached: one connection of at most two seconds, asked once per process."
+    "Whether the hub answers: one request of at most two seconds, made once per process."
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
         return False
-    address = urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
+    request = urllib.request.Request(os.environ.get("HF_ENDPOINT", "https://huggingface.co"), method="HEAD")
     try:
-        port = address.port or {"http": 80}.get(address.scheme, 443)
-        with socket.create_connection((address.hostname, port), timeout=2):
+        with urllib.request.urlopen(request, timeout=2):
             return True
-    except (OSError, ValueError):
+    except urllib.error.HTTPError as err:
+        return err.code < 500
+    except (OSError, ValueError, HTTPException):
         return False
 
-# %% ../../nbs/course/datasets.ipynb #25beb32f
-def _from_hub(name: str, split: str) -> "Dataset | None":
-    "The split from the hub, or None where the manifest names none or the hub cannot be reached."
-    spec = manifest()[name]
-    hub = spec.get("hub")
-    if not hub or split not in hub["rows"] or not online():
-        return None
-    from datasets import load_dataset
+# %% ../../nbs/course/datasets.ipynb #b5536f09
+def _fetch(hub: dict[str, Any], split: str, offline: bool) -> "Dataset":
+    "A split as the hub has it, from the cache alone when offline. Raises FileNotFoundError for another revision."
+    import datasets
 
-    raw = load_dataset(hub["id"], hub.get("config"), revision=hub.get("revision"), split=split)
+    before = datasets.config.HF_HUB_OFFLINE, datasets.logging.get_verbosity()
+    datasets.config.HF_HUB_OFFLINE = offline
+    datasets.logging.set_verbosity_error()
+    try:
+        raw = datasets.load_dataset(hub["id"], hub.get("config"), revision=hub.get("revision"), split=split)
+    finally:
+        datasets.config.HF_HUB_OFFLINE = before[0]
+        datasets.logging.set_verbosity(before[1])
+    if not all(hub.get("revision", "") in part["filename"] for part in raw.cache_files):
+        raise FileNotFoundError("the cached copy is of another revision")
+    return raw
+
+# %% ../../nbs/course/datasets.ipynb #901f5883
+def _from_hub(name: str, split: str) -> "Dataset | None":
+    "The split from the hub or its cache, or None where the manifest names none or neither has it."
+    spec = manifest()[name]
+    hub, offline = spec.get("hub"), not online()
+    if not hub or split not in hub["rows"]:
+        return None
+    try:
+        raw = _fetch(hub, split, offline)
+    except (OSError, ValueError):
+        if offline:
+            return None
+        raise
     rows = [{"id": f"{split}-{i}", **row} for i, row in enumerate(raw)]
     rows = [_check(row, spec["columns"], f"{hub['id']}, {split} row {i}") for i, row in enumerate(rows)]
     return _dataset(rows, name, split, "hub", hub.get("revision", "main"))
@@ -198,11 +222,11 @@ def _from_sample(name: str, split: str) -> "Dataset | None":
                          "Install the package again.")
     return _dataset(read_rows(file, manifest()[name]["columns"]), name, split, "sample", sample["sha256"][split])
 
-# %% ../../nbs/course/datasets.ipynb #beef7ac0
+# %% ../../nbs/course/datasets.ipynb #b49d1d32
 READERS = {"local": _from_local, "hub": _from_hub, "sample": _from_sample}
 MISSING = {
     "local": "no {split}.jsonl.gz of {name} in the folder that NLP_PORTFOLIO_DATA names",
-    "hub": "the hub cannot be reached or has no {name} {split}",
+    "hub": "the hub cannot be reached, or has no {name} {split}, and neither has its cache",
     "sample": "no sample of {name} {split} is bundled",
 }
 
@@ -230,11 +254,11 @@ def _read(name: str, split: str, source: str | None) -> "Dataset":
             return data
     raise ValueError("; ".join(MISSING[one].format(name=name, split=split) for one in sources))
 
-# %% ../../nbs/course/datasets.ipynb #83131f35
+# %% ../../nbs/course/datasets.ipynb #ea293c04
 def _line(facts: Provenance, taken: int) -> str:
     "One line for people: what was loaded and from where."
     count = f"{taken:,}" if taken == facts.rows else f"{taken:,} of {facts.rows:,}"
-    unit = manifest()[facts.name]["unit"]
+    unit = manifest()[facts.name]["unit"] if taken != 1 else manifest()[facts.name]["unit"].removesuffix("s")
     if facts.source == "sample":
         return f"{facts.name} {facts.split}: {count} bundled {unit} (sample; set NLP_PORTFOLIO_DATA or go online for the full set)"
     return f"{facts.name} {facts.split}: {count} {unit} from the {'local folder' if facts.source == 'local' else 'hub'}"
@@ -254,7 +278,7 @@ def load(
     data = _read(name, split, source)
     facts = provenance(data)
     if limit and limit < len(data):
-        data = data.shuffle(seed=active().seed).select(range(limit)).flatten_indices()
+        data = data.shuffle(seed=active().seed).select(range(limit))
         _stamp(data, facts)
     _loaded.append(facts)
     print(_line(facts, len(data)))

@@ -6,7 +6,7 @@
 __all__ = ['Mistake', 'Exercise', 'register', 'find', 'exercise_ids', 'same', 'Feedback', 'check', 'hint', 'Source', 'solution',
            'given', 'lessons_with_exercises', 'progress']
 
-# %% ../../nbs/course/exercise.ipynb #002d97c7
+# %% ../../nbs/course/exercise.ipynb #fda1ff8b
 import copy
 import inspect
 import math
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .results import read_json, write_json
+from .results import locked, read_json, write_json
 from .settings import active, home
 
 if TYPE_CHECKING:
@@ -53,16 +53,15 @@ class Exercise:
         "The inputs for this learner's seed: the same at every call, different for every seed."
         return self.cases(random.Random(f"{active().seed} {self.id}"))
 
-# %% ../../nbs/course/exercise.ipynb #e27b3163
+# %% ../../nbs/course/exercise.ipynb #d4c7a287
 _exercises: dict[str, Exercise] = {}
 
 
-def register(exercise: Exercise) -> Exercise:
+def register(exercise: Exercise) -> None:
     "Add an exercise. Raises ValueError when it has no hint or no typical mistake: both are part of an exercise."
     if not exercise.hints or not exercise.mistakes:
         raise ValueError(f"exercise {exercise.id} needs at least one hint and one typical mistake")
     _exercises[exercise.id] = exercise
-    return exercise
 
 
 def find(
@@ -142,7 +141,7 @@ def _attempt(answer: Any, case: tuple) -> Any:
 def _not_attempted(value: Any) -> bool:
     return value is None or value is Ellipsis
 
-# %% ../../nbs/course/exercise.ipynb #42ee7856
+# %% ../../nbs/course/exercise.ipynb #874b4578
 def _verdict(exercise: Exercise, answer: Any, case: tuple) -> bool | str:
     "True, or what to say about one case."
     given, expected = _attempt(answer, case), exercise.solution(*case)
@@ -150,8 +149,9 @@ def _verdict(exercise: Exercise, answer: Any, case: tuple) -> bool | str:
         return exercise.accept(given, expected, *case)
     if same(given, expected, exercise.tolerance):
         return True
-    asked = f"For {_short(case if len(case) != 1 else case[0])} " if callable(answer) else ""
-    return f"{asked}{'expected' if asked else 'Expected'} {_short(expected)}, got {_short(given)}."
+    if not callable(answer):  # a decision: naming the right one would end the exercise
+        return f"{_short(given)} is not right."
+    return f"For {_short(case if len(case) != 1 else case[0])} expected {_short(expected)}, got {_short(given)}."
 
 
 def _recognized(exercise: Exercise, answer: Any, cases: list[tuple]) -> str:
@@ -220,15 +220,16 @@ def given(id: str) -> Any:
     case = find(id).draw()[0]
     return case[0] if len(case) == 1 else case
 
-# %% ../../nbs/course/exercise.ipynb #958f21e8
+# %% ../../nbs/course/exercise.ipynb #77826e5a
 def _progress_file() -> Path:
     return home() / "progress.json"
 
 
 def _keep_pass(id: str) -> None:
-    passes = read_json(_progress_file(), dict)
-    if id not in passes:
-        write_json(_progress_file(), passes | {id: date.today().isoformat()})
+    with locked(file := _progress_file()):
+        passes = read_json(file, dict)
+        if id not in passes:
+            write_json(file, passes | {id: date.today().isoformat()})
 
 
 def lessons_with_exercises() -> list[str]:

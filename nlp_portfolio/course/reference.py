@@ -7,9 +7,8 @@ __all__ = ['INSTALLED', 'MACHINE_PATH', 'repo_url', 'badges', 'install_cell', 'g
            'take_outputs', 'measure', 'merge_rows', 'reference_run', 'lessons_table', 'results_table', 'refresh',
            'refresh_heads_and_tables']
 
-# %% ../../nbs/course/reference.ipynb #a0450a3d
+# %% ../../nbs/course/reference.ipynb #a5a68532
 import hashlib
-import json
 import os
 import re
 import tempfile
@@ -140,7 +139,7 @@ def measure(
         rows = [row for file in sorted(Path(folder).glob("results/*.json")) for row in read_json(file, list)]
         return nbformat.read(Path(folder) / "ran.ipynb", as_version=4), rows, report.seconds
 
-# %% ../../nbs/course/reference.ipynb #14d82f80
+# %% ../../nbs/course/reference.ipynb #472f4e82
 def merge_rows(
     root: Path,  # the repository
     rows: list[dict[str, Any]],  # freshly measured
@@ -169,15 +168,9 @@ def reference_run(
         more += measure(notebook, "full")[1]
     take_outputs(nb, ran)
     nb.metadata["nlp_portfolio"] = {"code": code_hash(nb), "profile": "cpu", "seconds": round(seconds)}
-    _write_clean(nb, notebook)
+    nbformat.write(nb, notebook)
     merge_rows(root, rows + more)
     return rows + more
-
-
-def _write_clean(nb: "nbformat.NotebookNode", notebook: Path) -> None:
-    "Write a notebook as `nbdev-clean` would leave it: no execution counts, one space a level, keys in order."
-    text = json.dumps(nb, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
-    notebook.write_text(text, encoding="utf-8")
 
 # %% ../../nbs/course/reference.ipynb #a8b6c82b
 def lessons_table(
@@ -232,7 +225,7 @@ def refresh(
     return re.sub(r"(<!-- results (\w+) -->\n).*?(<!-- /results -->)",
                   lambda m: f"{m[1]}{results_table(m[2])}\n{m[3]}", text, flags=re.S)
 
-# %% ../../nbs/course/reference.ipynb #4114db2c
+# %% ../../nbs/course/reference.ipynb #453d14ae
 def refresh_heads_and_tables(
     root: Path,  # the repository
 ) -> list[str]:  # the files that changed
@@ -243,7 +236,7 @@ def refresh_heads_and_tables(
     for file in course_notebooks(root):
         nb, before = nbformat.read(file, as_version=4), file.read_text(encoding="utf-8")
         generate_head(nb, repo_url(root), file.relative_to(root).as_posix())
-        _write_clean(nb, file)
+        nbformat.write(nb, file)
         changed += [file.name] if file.read_text(encoding="utf-8") != before else []
     for file in [root / "README.md", *sorted((root / "projects").rglob("*.md"))]:
         before = file.read_text(encoding="utf-8") if file.is_file() else ""

@@ -119,7 +119,7 @@ def run_notebook(
 def _takes_profile(nb: "nbformat.NotebookNode") -> bool:
     return any("parameters" in cell.metadata.get("tags", []) for cell in nb.cells)
 
-# %% ../../nbs/course/runner.ipynb #2b60dd58
+# %% ../../nbs/course/runner.ipynb #fb1bdca1
 def _execute(copy: Path, done: Path, folder: Path, profile: str | None, limit: float, bar: bool) -> tuple[str, str]:
     "Run papermill; the failing cell's source and its error, or two empty strings."
     import papermill
@@ -128,10 +128,12 @@ def _execute(copy: Path, done: Path, folder: Path, profile: str | None, limit: f
 
     for name in ("papermill", "blib2to3"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    deadline = time.monotonic() + limit
     try:
         papermill.execute_notebook(
             copy, done, parameters={"profile": profile} if profile else {}, cwd=folder, progress_bar=bar,
-            execution_timeout=max(1, round(limit)), kernel_name="python3", log_output=False)
+            timeout_func=lambda cell: max(1, round(deadline - time.monotonic())), kernel_name="python3",
+            extra_arguments=["--log-level=ERROR"])
     except PapermillExecutionError as err:
         trace = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(err.traceback))
         return err.source, f"{err.ename}: {err.evalue}\n{trace}"

@@ -91,13 +91,13 @@ def _read(*files: Path) -> configparser.ConfigParser:
             raise ValueError(f"{file.name} is not a valid settings file: {err}. Compare it with the one in the repository.") from err
     return ini
 
-# %% ../../nbs/course/settings.ipynb #fa591937
+# %% ../../nbs/course/settings.ipynb #89e54b02
 def _value(ini: configparser.ConfigParser, profile: str, name: str, kind: type) -> int | str:
     "One value of a profile, as a positive int where the field is one."
     text = ini.get(profile, name, fallback=None) or ini.get("course", name)
     if kind is str:
         return text
-    if not text.strip().isdigit() or (int(text) < 1 and name != "seed"):
+    if not text.strip().isdecimal() or (int(text) < 1 and name != "seed"):
         raise ValueError(f"settings.ini: {name} = {text!r} in [{profile}] must be a whole number of at least 1")
     return int(text)
 

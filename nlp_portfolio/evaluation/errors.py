@@ -30,9 +30,9 @@ from scipy.special import expit, logit
 from ..course.datasets import excerpt
 from ..course.settings import home
 
-# %% ../../nbs/4_evaluation/17_errors.ipynb #a529e0fe
+# %% ../../nbs/4_evaluation/17_errors.ipynb #c17ba724
 def _class_probabilities(
-    probabilities: ArrayLike,  # (rows, classes), or (rows,) with the probability of the second of two classes
+    probabilities: ArrayLike,  # (rows, classes), or (rows,) for class 1 of two
     rows: int,  # how many rows there must be
     classes: int,  # how many classes there must be
 ) -> np.ndarray:  # (rows, classes)
@@ -40,26 +40,26 @@ def _class_probabilities(
     p = np.asarray(probabilities, dtype=float)
     p = np.column_stack([1 - p, p]) if p.ndim == 1 else p
     if p.shape != (rows, classes):
-        raise ValueError(f"probabilities have shape {p.shape}, but there are {rows} rows and {classes} classes")
+        raise ValueError(f"probabilities of shape {p.shape}, but there are {rows} rows and {classes} classes")
     if not ((p >= 0) & (p <= 1)).all():
-        raise ValueError("probabilities must lie in 0..1; for raw scores call predict_proba, or a Scaling, first")
+        raise ValueError("probabilities must lie in 0..1: for raw scores call predict_proba or a Scaling")
     return p
 
-# %% ../../nbs/4_evaluation/17_errors.ipynb #43ab6119
+# %% ../../nbs/4_evaluation/17_errors.ipynb #5768163a
 def prediction_frame(
-    rows: pd.DataFrame | Sequence[Mapping[str, Any]],  # one mapping per document, with `text` and `label`
-    probabilities: ArrayLike,  # what `predict_proba` returned: (rows, classes), or (rows,) for class 1 of two
+    rows: pd.DataFrame | Sequence[Mapping[str, Any]],  # each with `text` and `label`
+    probabilities: ArrayLike,  # from `predict_proba`; or (rows,) for class 1 of two
     classes: Sequence[Any] = (0, 1),  # the labels in the order of the columns (`model.classes_`)
 ) -> pd.DataFrame:  # the rows with `prediction`, `confidence` and `correct` added
-    "One row per prediction, the table that slices, buckets and reports read. Raises ValueError when the two do not fit."
+    "One row per prediction, for slices, buckets and reports. Raises ValueError when the two do not fit."
     frame = rows.reset_index(drop=True) if isinstance(rows, pd.DataFrame) else pd.DataFrame(list(rows))
     if frame.empty or not {"text", "label"} <= set(frame):
-        raise ValueError(f"need at least one row with columns text and label, got {len(frame)} rows with {list(frame)}")
+        raise ValueError(f"need at least one row with columns text and label, got {len(frame)}: {list(frame)}")
     p = _class_probabilities(probabilities, len(frame), len(classes))
     frame = frame.assign(prediction=np.asarray(classes)[p.argmax(axis=1)], confidence=p.max(axis=1))
     return frame.assign(correct=frame["prediction"] == frame["label"])
 
-# %% ../../nbs/4_evaluation/17_errors.ipynb #9c5c6478
+# %% ../../nbs/4_evaluation/17_errors.ipynb #0312854c
 def confusion_table(
     labels: ArrayLike,  # what is true, one per row
     predictions: ArrayLike,  # what the model said, in the same order
@@ -67,18 +67,18 @@ def confusion_table(
     "The confusion matrix as a table. Raises ValueError when empty or of different lengths."
     y, h = np.asarray(labels), np.asarray(predictions)
     if y.ndim != 1 or y.shape != h.shape or not len(y):
-        raise ValueError(f"need two equally long, non-empty columns, got shapes {y.shape} and {h.shape}")
+        raise ValueError(f"need two equally long, non-empty columns, got {y.shape} and {h.shape}")
     if pd.isna(y).any() or pd.isna(h).any():
         raise ValueError("a label or a prediction is missing: drop those rows first")
     classes = sorted(set(y.tolist()) | set(h.tolist()))
     table = pd.crosstab(pd.Series(y, name="label"), pd.Series(h, name="prediction"))
     return table.reindex(index=classes, columns=classes, fill_value=0)
 
-# %% ../../nbs/4_evaluation/17_errors.ipynb #d74b7b20
+# %% ../../nbs/4_evaluation/17_errors.ipynb #99d8f072
 def confusion_figure(
     table: pd.DataFrame,  # from `confusion_table`
 ) -> Figure:  # a heat map
-    "A confusion matrix to look at. Shade: share of the row. Cell text (up to 12 classes): count and share."
+    "A confusion matrix as a picture. Shade: share of the row; text (up to 12 classes): count and share."
     share = table.div(table.sum(axis=1).clip(lower=1), axis=0).to_numpy()
     size = len(table)
     fig = Figure(figsize=(2.2 + 0.55 * min(size, 14), 1.7 + 0.5 * min(size, 14)), layout="constrained")
@@ -88,8 +88,8 @@ def confusion_figure(
     ax.set_xticklabels(table.columns, rotation=90 if size > 4 else 0)
     ax.set_yticklabels(table.index)
     for i, j in np.ndindex(share.shape) if size <= 12 else ():
-        dark = "white" if share[i, j] > 0.5 else "black"
-        ax.text(j, i, f"{table.iat[i, j]}\n{share[i, j]:.0%}", ha="center", va="center", color=dark, fontsize=8)
+        ink = "white" if share[i, j] > 0.5 else "black"
+        ax.text(j, i, f"{table.iat[i, j]}\n{share[i, j]:.0%}", ha="center", va="center", color=ink)
     return fig
 
 # %% ../../nbs/4_evaluation/17_errors.ipynb #e74b76ae
@@ -137,13 +137,14 @@ def wilson_interval(
     half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     return Interval(p, max(0.0, min(p, centre - half)), min(1.0, max(p, centre + half)))
 
-# %% ../../nbs/4_evaluation/17_errors.ipynb #fc10ef74
+# %% ../../nbs/4_evaluation/17_errors.ipynb #e9b58fd7
 def _columns(*columns: ArrayLike) -> list[np.ndarray]:
-    "Columns as arrays. Raises ValueError unless they are one-dimensional, equally long, not empty and without NaN."
+    """Columns as arrays. Raises ValueError unless they are one-dimensional, equally long, not empty and
+    without NaN."""
     arrays = [np.asarray(column) for column in columns]
     shapes = [a.shape for a in arrays]
     if len(set(shapes)) != 1 or len(shapes[0]) != 1 or shapes[0][0] == 0:
-        raise ValueError(f"need equally long, non-empty columns with one value per row, got shapes {shapes}")
+        raise ValueError(f"need equally long, non-empty columns, one value per row; got shapes {shapes}")
     if any(a.dtype.kind == "f" and np.isnan(a).any() for a in arrays):
         raise ValueError("a column holds NaN: drop those rows, or decide what they count as")
     return arrays
@@ -155,23 +156,25 @@ def _draws(n: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
     for start in range(0, resamples, block):
         yield rng.integers(0, n, (min(block, resamples - start), n))
 
-# %% ../../nbs/4_evaluation/17_errors.ipynb #1bd9c7e7
+# %% ../../nbs/4_evaluation/17_errors.ipynb #7c46b245
 def bootstrap_values(
     *columns: ArrayLike,  # one or more columns; a draw takes the same rows from each
     metric: Callable[..., ArrayLike] = np.mean,  # called with the drawn columns and axis=-1
     resamples: int = 1000,  # how many data sets to draw
     seed: int = 42,  # seed of the draws
 ) -> np.ndarray:  # (resamples,) values of the metric
-    "The metric on data sets drawn from the rows with replacement (Efron 1979). Raises ValueError for bad columns or a NaN metric."
+    """The metric on data sets drawn from the rows with replacement (Efron 1979). Raises ValueError for bad
+    columns or a NaN metric."""
     arrays = _columns(*columns)
     if resamples < 1:
         raise ValueError(f"resamples must be at least 1, got {resamples}")
-    values = np.concatenate([metric(*(a[rows] for a in arrays), axis=-1) for rows in _draws(len(arrays[0]), resamples, seed)])
-    if np.isnan(values).any():
-        raise ValueError(f"the metric is NaN in {np.isnan(values).sum()} of {resamples} resamples: too few rows of some class?")
+    draws = _draws(len(arrays[0]), resamples, seed)
+    values = np.concatenate([metric(*(a[rows] for a in arrays), axis=-1) for rows in draws])
+    if lost := int(np.isnan(values).sum()):
+        raise ValueError(f"the metric is NaN in {lost} of {resamples} resamples: too few rows of some class?")
     return values
 
-# %% ../../nbs/4_evaluation/17_errors.ipynb #2c279b7e
+# %% ../../nbs/4_evaluation/17_errors.ipynb #f3fd3930
 def bootstrap_interval(
     *columns: ArrayLike,  # what the metric needs, one value per row
     metric: Callable[..., ArrayLike] = np.mean,  # called with the columns and axis=-1
@@ -179,7 +182,8 @@ def bootstrap_interval(
     level: float = 0.95,  # confidence level
     seed: int = 42,  # seed of the draws
 ) -> Interval:
-    "Percentile bootstrap interval of any metric (Efron and Tibshirani 1993, ch. 13). Raises ValueError like `bootstrap_values`."
+    """Percentile bootstrap interval of any metric (Efron and Tibshirani 1993, ch. 13). Raises ValueError
+    like `bootstrap_values`."""
     _check_level(level)
     values = bootstrap_values(*columns, metric=metric, resamples=resamples, seed=seed)
     low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
@@ -204,17 +208,17 @@ def matches(
     compiled = re.compile(pattern, re.IGNORECASE)
     return lambda row: sum(1 for _ in compiled.finditer(row["text"])) >= at_least
 
-# %% ../../nbs/4_evaluation/17_errors.ipynb #9dd64416
-_OPINION = "good|great|funny|scary|interesting|believable|worth|enjoy|like|recommend|bad|boring|terrible|awful|dull"
+# %% ../../nbs/4_evaluation/17_errors.ipynb #c96dc261
+_OPINION = "good|great|funny|scary|interesting|believable|worth|enjoy|like|recommend|bad|boring|awful|dull"
 _NOT = r"(?:not|no|never|hardly|(?:is|was|are|were|do|does|did|ca|could|wo|would)n['’]?t)"
 _CONTRAST = r"\b(?:but|however|although|though|despite|nevertheless|on the other hand)\b"
 
-# %% ../../nbs/4_evaluation/17_errors.ipynb #9a2b5445
+# %% ../../nbs/4_evaluation/17_errors.ipynb #b87d982b
 NEGATED_OPINION = matches(rf"\b{_NOT}\s+(?:\w+\s+){{0,2}}(?:{_OPINION})\b")
 CONTRAST = matches(_CONTRAST)
-COMPARISON = matches(r"\b(?:better|worse|funnier|scarier|more \w+|less \w+) than\b|\bcompared (?:to|with)\b|\bunlike\b")
-HEDGING = matches(r"\b(?:maybe|perhaps|somewhat|kind of|sort of|i guess|a bit|a little|rather|almost)\b", at_least=2)
-IRONY = matches(r"\bironic|\bsarcas|so bad (?:it|that)|unintentional|guilty pleasure|yeah,? right|\bcamp(?:y|iness)?\b")
+COMPARISON = matches(r"\b(?:better|worse|funnier|scarier|(?:more|less) \w+) than\b|\b(?:compared (?:to|with)|unlike)\b")
+HEDGING = matches(r"\b(?:maybe|perhaps|somewhat|(?:kind|sort) of|i guess|a (?:bit|little)|rather|almost)\b", at_least=2)
+IRONY = matches(r"\b(?:ironic|sarcas|unintentional|guilty pleasure|yeah,? right|so bad (?:it|that)|camp(?:y|iness)?\b)")
 NARRATION = matches(r"\b(?:kill|murder|death|dead|dies|blood|war|evil|victim|terror|horror)\w*", at_least=3)
 
 # %% ../../nbs/4_evaluation/17_errors.ipynb #7d5cfb45
@@ -243,26 +247,29 @@ REVIEW_SLICES: dict[str, Predicate] = {
     "lukewarm rating (4 or 7)": lukewarm,
 }
 
-# %% ../../nbs/4_evaluation/17_errors.ipynb #86b44afd
+# %% ../../nbs/4_evaluation/17_errors.ipynb #8e0f129e
 def slice_masks(
     frame: pd.DataFrame,  # rows to ask about
     slices: Mapping[str, Predicate],  # slice name to question
 ) -> pd.DataFrame:  # bool; a row per row, a column per slice
-    "The answer of every row to every question. Raises ValueError naming the slice and row where a question fails."
+    """The answer of every row to every question. Raises ValueError naming the slice and row where a
+    question fails."""
     rows = frame.to_dict("records")
 
     def answer(name: str, i: int) -> bool:
         try:
             return bool(slices[name](rows[i]))
         except Exception as err:
-            raise ValueError(f"slice {name!r} fails on row {i} ({type(err).__name__}: {err}); columns: {list(frame)}") from err
+            why = f"{type(err).__name__}: {err}"
+            raise ValueError(f"slice {name!r} fails on row {i} ({why}); columns: {list(frame)}") from err
 
     masks = {name: np.array([answer(name, i) for i in range(len(rows))], dtype=bool) for name in slices}
     return pd.DataFrame(masks, index=frame.index)
 
-# %% ../../nbs/4_evaluation/17_errors.ipynb #a36f6fbe
+# %% ../../nbs/4_evaluation/17_errors.ipynb #7f9df085
 def _score_interval(values: np.ndarray, level: float) -> tuple[float, float, float]:
-    "Mean and interval of a column: Wilson where all values are 0 or 1, bootstrap elsewhere, NaN when empty."
+    """Mean and interval of a column: Wilson where all values are 0 or 1, bootstrap elsewhere, NaN when
+    empty."""
     if not len(values):
         return (np.nan,) * 3
     if np.isin(values, (0, 1)).all():
@@ -270,30 +277,33 @@ def _score_interval(values: np.ndarray, level: float) -> tuple[float, float, flo
     return bootstrap_interval(values, level=level)
 
 
-def _slice_row(name: str, values: np.ndarray, mask: np.ndarray, min_rows: int, level: float) -> dict[str, Any]:
+def _slice_row(name: str, values: np.ndarray, mask: np.ndarray, few: int, level: float) -> dict[str, Any]:
+    """One row of the slice table: count, share, score with interval, gap to the rest, and whether it is
+    small."""
     score, low, high = _score_interval(values[mask], level)
     rest = values[~mask].mean() if (~mask).any() else np.nan
     n = int(mask.sum())
     return {"slice": name, "n": n, "share": mask.mean(), "score": score, "low": low, "high": high,
-            "gap": score - rest, "few": n < min_rows}
+            "gap": score - rest, "few": n < few}
 
-# %% ../../nbs/4_evaluation/17_errors.ipynb #70a835f0
+# %% ../../nbs/4_evaluation/17_errors.ipynb #b437ae86
 def slice_table(
     frame: pd.DataFrame,  # one row per prediction
     slices: Mapping[str, Predicate],  # slice name to question about a row
     metric: str = "correct",  # the column that holds each row's score: bool, or any number
     min_rows: int = 30,  # slices with fewer rows are marked `few`
     level: float = 0.95,  # confidence level of the intervals
-) -> pd.DataFrame:  # slice, n, share, score, low, high, gap (to the rows outside), few; the first row is all rows
-    "The mean score per slice. A slice without rows stays in the table with n = 0. Raises ValueError for an empty or unfit frame."
+) -> pd.DataFrame:  # slice, n, share, score, low, high, gap (to the rows outside), few
+    """The mean score of all rows, then of each slice. A slice without rows stays in the table with n = 0.
+    Raises ValueError for an empty frame, a missing column or NaN."""
     if frame.empty or metric not in frame:
-        raise ValueError(f"need rows and a column {metric!r}, got {len(frame)} rows with columns {list(frame)}")
+        raise ValueError(f"need rows and a column {metric!r}, got {len(frame)} rows with {list(frame)}")
     values = frame[metric].to_numpy(dtype=float)
     if np.isnan(values).any():
         raise ValueError(f"column {metric!r} holds NaN: drop those rows first")
-    masks = slice_masks(frame, slices)
-    rows = [_slice_row("all rows", values, np.ones(len(frame), dtype=bool), min_rows, level)]
-    return pd.DataFrame(rows + [_slice_row(name, values, masks[name].to_numpy(), min_rows, level) for name in slices])
+    masks = {"all rows": np.ones(len(frame), dtype=bool)}
+    masks |= {name: mask.to_numpy() for name, mask in slice_masks(frame, slices).items()}
+    return pd.DataFrame([_slice_row(name, values, mask, min_rows, level) for name, mask in masks.items()])
 
 # %% ../../nbs/4_evaluation/17_errors.ipynb #c63627ad
 @dataclass(frozen=True)
@@ -315,7 +325,7 @@ REVIEW_BUCKETS: tuple[Bucket, ...] = (
     Bucket("contrast", CONTRAST, "try a sequence model"),
 )
 
-# %% ../../nbs/4_evaluation/17_errors.ipynb #3381cbf6
+# %% ../../nbs/4_evaluation/17_errors.ipynb #a5dac62d
 def bucket_names(
     frame: pd.DataFrame,  # rows to sort
     buckets: Sequence[Bucket],  # the first whose rule says yes takes the row
@@ -326,51 +336,55 @@ def bucket_names(
     if len({*names, rest}) != len(names) + 1:
         raise ValueError(f"bucket names must differ from each other and from {rest!r}, got {names}")
     masks = slice_masks(frame, {bucket.name: bucket.rule for bucket in buckets}).assign(**{rest: True})
-    return masks.idxmax(axis=1).rename("bucket") if len(frame) else pd.Series([], dtype=object, name="bucket")
+    return masks.idxmax(axis=1).rename("bucket") if len(frame) else pd.Series(dtype=object, name="bucket")
 
-# %% ../../nbs/4_evaluation/17_errors.ipynb #33d73dfa
+# %% ../../nbs/4_evaluation/17_errors.ipynb #8dfe99b4
 def _lift(frame: pd.DataFrame, buckets: Sequence[Bucket]) -> pd.Series:
-    "How often each rule says yes on wrong rows, over how often on right rows, whatever the order; NaN where undefined."
-    masks, right = slice_masks(frame, {bucket.name: bucket.rule for bucket in buckets}), frame["correct"].astype(bool)
+    "How often each rule says yes on wrong rows, over how often on right ones; NaN where undefined."
+    masks = slice_masks(frame, {bucket.name: bucket.rule for bucket in buckets})
+    right = frame["correct"].astype(bool)
     masks["unsorted"] = ~masks.any(axis=1)
     return masks[~right].mean() / masks[right].mean().replace(0, np.nan)
 
-# %% ../../nbs/4_evaluation/17_errors.ipynb #2ff9a5c4
+# %% ../../nbs/4_evaluation/17_errors.ipynb #d8c2d684
 def bucket_errors(
     frame: pd.DataFrame,  # one row per prediction, right and wrong ones, from `prediction_frame`
     buckets: Sequence[Bucket],  # the first whose rule says yes takes the row
 ) -> pd.DataFrame:  # bucket, n (errors), share (of all errors), lift, example (12 words), next_step
-    "Errors per bucket; n and share add up to all errors. Raises ValueError without the column `correct`, and like `bucket_names`."
+    """Errors per bucket; n and share add up to all errors, lift is each rule's own, whatever the order.
+    Raises ValueError without the column `correct`, and like `bucket_names`."""
     if "correct" not in frame:
-        raise ValueError(f"need a column 'correct': make the table with prediction_frame; columns: {list(frame)}")
+        raise ValueError(f"need a column 'correct': make the table with prediction_frame; got {list(frame)}")
     errors = frame[~frame["correct"].astype(bool)].sort_values("confidence", ascending=False)
     named = bucket_names(errors, buckets)
     names = [bucket.name for bucket in buckets] + ["unsorted"]
     n = named.value_counts().reindex(names, fill_value=0)
-    table = pd.DataFrame({"n": n, "share": n / max(1, len(errors)), "lift": _lift(frame, buckets)}, index=names)
+    share = n / max(1, len(errors))
+    table = pd.DataFrame({"n": n, "share": share, "lift": _lift(frame, buckets)}, index=names)
     table["example"] = errors["text"].map(excerpt).groupby(named).first().reindex(names, fill_value="")
-    table["next_step"] = [bucket.next_step for bucket in buckets] + ["read thirty of these and name the next bucket"]
+    table["next_step"] = [bucket.next_step for bucket in buckets] + ["read thirty and name the next bucket"]
     return table.rename_axis("bucket").reset_index()
 
-# %% ../../nbs/4_evaluation/17_errors.ipynb #d5facdc4
+# %% ../../nbs/4_evaluation/17_errors.ipynb #4789a61e
 def _pairs(probabilities: ArrayLike, outcomes: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     "Both as float columns. Raises ValueError unless equally long, not empty, in 0..1 and 0 or 1."
     p, y = np.asarray(probabilities, dtype=float), np.asarray(outcomes, dtype=float)
     if p.ndim != 1 or p.shape != y.shape or not len(p):
-        raise ValueError(f"need two equally long, non-empty columns, got shapes {p.shape} and {y.shape}")
+        raise ValueError(f"need two equally long, non-empty columns, got {p.shape} and {y.shape}")
     if not ((p >= 0) & (p <= 1)).all():
         raise ValueError("probabilities must lie in 0..1; log-odds go through a Scaling first")
     if not np.isin(y, (0, 1)).all():
         raise ValueError("outcomes must be 0 or 1 (False or True)")
     return p, y
 
-# %% ../../nbs/4_evaluation/17_errors.ipynb #a8efa699
+# %% ../../nbs/4_evaluation/17_errors.ipynb #c821551e
 def reliability_table(
     probabilities: ArrayLike,  # what was promised: confidence, or the probability of class 1
     outcomes: ArrayLike,  # what came: was it right, or was it class 1; 0 or 1
     bins: int = 20,  # how many bins of equal width; 20 gives steps of .05
-) -> pd.DataFrame:  # low, high, n, predicted (mean promise), observed (share that came), gap; empty bins hold NaN
-    "Promise and outcome per bin; a bin holds low < p <= high, the first one 0 too. Raises ValueError for bad columns or bins < 1."
+) -> pd.DataFrame:  # low, high, n, predicted (mean promise), observed (share that came), gap
+    """Promise and outcome per bin. A bin holds low < p <= high, the first one 0 too; an empty one holds NaN.
+    Raises ValueError for bad columns or bins < 1."""
     p, y = _pairs(probabilities, outcomes)
     if bins < 1:
         raise ValueError(f"bins must be at least 1, got {bins}")
@@ -378,46 +392,50 @@ def reliability_table(
     where = np.searchsorted(edges[1:-1], p)
     n = np.bincount(where, minlength=bins)
     predicted, observed = (np.bincount(where, v, bins) / np.where(n, n, np.nan) for v in (p, y))
-    columns = {"low": edges[:-1], "high": edges[1:], "n": n, "predicted": predicted, "observed": observed}
-    return pd.DataFrame(columns | {"gap": observed - predicted})
+    return pd.DataFrame({"low": edges[:-1], "high": edges[1:], "n": n,
+                         "predicted": predicted, "observed": observed, "gap": observed - predicted})
 
-# %% ../../nbs/4_evaluation/17_errors.ipynb #2d70fe80
+# %% ../../nbs/4_evaluation/17_errors.ipynb #70d48eb9
 def expected_calibration_error(
     probabilities: ArrayLike,  # what was promised
     outcomes: ArrayLike,  # what came, 0 or 1
     bins: int = 20,  # how many bins of equal width
 ) -> float:  # between 0 (honest) and 1
-    "Mean absolute gap between promise and outcome, weighted by rows (Naeini et al. 2015; Guo et al. 2017). Raises ValueError like `reliability_table`."
+    """Mean absolute gap between promise and outcome, weighted by rows (Naeini et al. 2015; Guo et al.
+    2017). Raises ValueError like `reliability_table`."""
     table = reliability_table(probabilities, outcomes, bins)
     return float((table["n"] * table["gap"].abs()).sum() / table["n"].sum())
 
-# %% ../../nbs/4_evaluation/17_errors.ipynb #d05431d1
+# %% ../../nbs/4_evaluation/17_errors.ipynb #4088d534
 def reliability_figure(
     tables: dict[str, pd.DataFrame],  # a curve per name, from `reliability_table`
 ) -> Figure:  # one panel
-    "Promise against outcome. Under the diagonal: too sure; above: too modest. Larger points hold more rows."
+    "Promise against outcome. Under the diagonal: too sure; above: too modest. Larger points: more rows."
     fig = Figure(figsize=(5, 4), layout="constrained")
     ax = fig.subplots()
     ax.plot([0, 1], [0, 1], "--", color="grey", label="honest")
     for name, table in tables.items():
         bins = table[table["n"] > 0]
         (line,) = ax.plot(bins["predicted"], bins["observed"], label=name)
-        ax.scatter(bins["predicted"], bins["observed"], s=10 + 300 * bins["n"] / bins["n"].sum(), color=line.get_color(), alpha=0.6)
-    filled = pd.concat(tables.values()).query("n > 0")
-    ax.set(xlabel="mean confidence", ylabel="share right", xlim=(filled["low"].min() - 0.02, 1.02), ylim=(-0.02, 1.05))
+        area = 10 + 300 * bins["n"] / bins["n"].sum()
+        ax.scatter(bins["predicted"], bins["observed"], s=area, color=line.get_color(), alpha=0.6)
+    least = min(table.loc[table["n"] > 0, "low"].min() for table in tables.values())
+    ax.set(xlabel="mean confidence", ylabel="share right", xlim=(least - 0.02, 1.02), ylim=(-0.02, 1.05))
     ax.legend()
     return fig
 
-# %% ../../nbs/4_evaluation/17_errors.ipynb #7b4af904
+# %% ../../nbs/4_evaluation/17_errors.ipynb #ab8116c1
 def calibration_floor(
     probabilities: ArrayLike,  # what was promised
     bins: int = 20,  # how many bins of equal width
     draws: int = 100,  # how many imaginary outcomes
     seed: int = 42,  # seed of the draws
 ) -> float:  # the mean ECE of an honest model with these promises
-    "The ECE that noise alone produces on this many rows. Read a measured ECE against it. Raises ValueError like `reliability_table`."
+    """The ECE that noise alone produces on this many rows. Read a measured ECE against it. Raises
+    ValueError like `reliability_table`."""
     p, rng = np.asarray(probabilities, dtype=float), np.random.default_rng(seed)
-    return float(np.mean([expected_calibration_error(p, rng.random(len(p)) < p, bins) for _ in range(draws)]))
+    imagined = (rng.random(len(p)) < p for _ in range(draws))
+    return float(np.mean([expected_calibration_error(p, outcomes, bins) for outcomes in imagined]))
 
 # %% ../../nbs/4_evaluation/17_errors.ipynb #1d0857d8
 class Scaling(NamedTuple):
@@ -435,9 +453,10 @@ class Scaling(NamedTuple):
         "The probability of class 1 for log-odds."
         return expit(self.slope * np.asarray(logits, dtype=float) + self.intercept)
 
-# %% ../../nbs/4_evaluation/17_errors.ipynb #a134bf0e
+# %% ../../nbs/4_evaluation/17_errors.ipynb #eb320d49
 def _fit(logits: ArrayLike, targets: np.ndarray, shift: bool) -> Scaling:
-    "Minimize the log loss of sigmoid(slope * logits [+ intercept]) by BFGS, on logits scaled to a mean size of 1."
+    """Minimize the log loss of sigmoid(slope * logits [+ intercept]) by BFGS, on logits scaled to a mean
+    size of 1."""
     z = np.asarray(logits, dtype=float)
     scale = np.abs(z).mean() or 1.0
     X = np.column_stack([z / scale, np.ones_like(z)])[:, : 1 + shift]
@@ -451,30 +470,32 @@ def _fit(logits: ArrayLike, targets: np.ndarray, shift: bool) -> Scaling:
         raise ValueError("the logits rank the classes backwards: are they for class 1?")
     return Scaling(float(w[0] / scale), *w[1:].tolist())
 
-# %% ../../nbs/4_evaluation/17_errors.ipynb #5ee73c34
+# %% ../../nbs/4_evaluation/17_errors.ipynb #9ec5580d
 def _labelled(logits: ArrayLike, labels: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     z, y = np.asarray(logits, dtype=float), _pairs(labels, labels)[1]
     if z.shape != y.shape or not np.isfinite(z).all():
-        raise ValueError(f"need one finite logit per label, got shape {z.shape} for {len(y)} labels; log_odds() clips 0 and 1")
+        raise ValueError(f"need one finite logit per label, got {z.shape} for {len(y)}; log_odds() clips 0 and 1")
     if len(set(y)) < 2:
         raise ValueError("need both classes among the labels: one class cannot show how sure to be")
     return z, y
 
-# %% ../../nbs/4_evaluation/17_errors.ipynb #d3bff877
+# %% ../../nbs/4_evaluation/17_errors.ipynb #4b402f24
 def fit_temperature(
     logits: ArrayLike,  # log-odds of class 1 on rows the model was not trained on
     labels: ArrayLike,  # 0 or 1
 ) -> Scaling:  # its intercept is 0
-    "Temperature scaling (Guo et al. 2017): the one number that makes the confidence honest. Answers stay the same. Raises ValueError for bad columns."
+    """Temperature scaling (Guo et al. 2017): the one number that makes the confidence honest. Answers stay
+    the same. Raises ValueError for bad columns."""
     z, y = _labelled(logits, labels)
     return _fit(z, y, shift=False)
 
-# %% ../../nbs/4_evaluation/17_errors.ipynb #edae7b85
+# %% ../../nbs/4_evaluation/17_errors.ipynb #410a1e34
 def fit_platt(
     logits: ArrayLike,  # log-odds of class 1 on rows the model was not trained on
     labels: ArrayLike,  # 0 or 1
 ) -> Scaling:  # slope and intercept
-    "Platt scaling (Platt 1999), with his softened targets against separable rows. Raises ValueError for bad columns."
+    """Platt scaling (Platt 1999), with his softened targets against separable rows. Raises ValueError for
+    bad columns."""
     z, y = _labelled(logits, labels)
     ones, zeros = y.sum(), (1 - y).sum()
     return _fit(z, np.where(y == 1, (ones + 1) / (ones + 2), 1 / (zeros + 2)), shift=True)
@@ -497,7 +518,7 @@ class Comparison(NamedTuple):
     high: float
     p_value: float
 
-# %% ../../nbs/4_evaluation/17_errors.ipynb #c45a5d5a
+# %% ../../nbs/4_evaluation/17_errors.ipynb #c4e0b9a8
 def paired_bootstrap(
     new: ArrayLike,  # the new model's score per row: right or wrong, or any number
     old: ArrayLike,  # the old model's score on the same rows
@@ -505,8 +526,8 @@ def paired_bootstrap(
     level: float = 0.95,  # confidence level of the interval
     seed: int = 42,  # seed of the draws
 ) -> Comparison:  # difference is mean(new) - mean(old)
-    """Bootstrap of the row-wise difference (Efron and Tibshirani 1993; for NLP: Koehn 2004). The p-value counts the
-    resamples in which the winner does not win, twice. Raises ValueError like `bootstrap_values`."""
+    """Bootstrap of the row-wise difference (Efron and Tibshirani 1993; for NLP: Koehn 2004). The p-value is
+    twice the share of resamples in which the winner does not win. Raises ValueError like `bootstrap_values`."""
     a, b = _columns(new, old)
     delta = a.astype(float) - b.astype(float)
     difference, low, high = bootstrap_interval(delta, resamples=resamples, level=level, seed=seed)
@@ -514,12 +535,13 @@ def paired_bootstrap(
     against = min((values <= 0).sum(), (values >= 0).sum())
     return Comparison(difference, low, high, float(min(1, 2 * (against + 1) / (resamples + 1))))
 
-# %% ../../nbs/4_evaluation/17_errors.ipynb #f365876c
+# %% ../../nbs/4_evaluation/17_errors.ipynb #c49fdd86
 def sign_test(
     wins: int,  # fair-coin throws that came up heads
     losses: int,  # and tails
 ) -> float:  # two-sided p-value
-    "Exact probability of a split at least this uneven from a fair coin. Raises ValueError for negative counts."
+    """Exact probability of a split at least this uneven from a fair coin. Raises ValueError for negative
+    counts."""
     if min(wins, losses) < 0:
         raise ValueError(f"counts must not be negative, got {wins} and {losses}")
     n, tail, ways = wins + losses, 0, 1  # ways: n choose i, as an exact integer
@@ -528,7 +550,7 @@ def sign_test(
         ways = ways * (n - i) // (i + 1)
     return min(1.0, 2 * tail / 2**n)
 
-# %% ../../nbs/4_evaluation/17_errors.ipynb #b9c62358
+# %% ../../nbs/4_evaluation/17_errors.ipynb #8b9989da
 class McNemar(NamedTuple):
     "Rows that only one of two models got right, and the two-sided p-value of such a split."
 
@@ -541,7 +563,8 @@ def mcnemar(
     new: ArrayLike,  # was the new model right, per row
     old: ArrayLike,  # was the old model right, on the same rows
 ) -> McNemar:
-    "McNemar's test in its exact form (McNemar 1947): a sign test on the disagreements. Raises ValueError unless both hold only 0 and 1."
+    """McNemar's test in its exact form (McNemar 1947): a sign test on the disagreements. Raises ValueError
+    unless both hold only 0 and 1."""
     a, b = _columns(new, old)
     if not (np.isin(a, (0, 1)).all() and np.isin(b, (0, 1)).all()):
         raise ValueError("mcnemar compares right and wrong (1 and 0); for other scores use paired_bootstrap")
@@ -549,26 +572,27 @@ def mcnemar(
     only_new, only_old = int((a & ~b).sum()), int((b & ~a).sum())
     return McNemar(only_new, only_old, sign_test(only_new, only_old))
 
-# %% ../../nbs/4_evaluation/17_errors.ipynb #5ba2d4f6
+# %% ../../nbs/4_evaluation/17_errors.ipynb #cdc2b2c2
 def rows_needed(
     gain: float,  # the difference in accuracy to be seen, e.g. 0.01
     disagreement: float,  # share of rows that exactly one of the two models gets right
     power: float = 0.8,  # how often such a gain should be found
     level: float = 0.95,  # confidence level of the test
 ) -> int:  # test rows
-    """Rows a paired test needs to see a gain (Connor 1987, Biometrics 43). A normal approximation: where it leaves fewer
-    than fifty disagreements, the exact test sees a little less. Raises ValueError unless 0 < |gain| <= disagreement <= 1."""
+    """Rows a paired test needs to see a gain (Connor 1987, Biometrics 43). A normal approximation: where it
+    leaves fewer than fifty disagreements, the exact test sees a little less.
+    Raises ValueError unless 0 < |gain| <= disagreement <= 1."""
     _check_level(power)
     _check_level(level)
     if not 0 < abs(gain) <= disagreement <= 1:
-        raise ValueError(f"need 0 < |gain| <= disagreement <= 1, got gain {gain} and disagreement {disagreement}")
+        raise ValueError(f"need 0 < |gain| <= disagreement <= 1, got {gain} and {disagreement}")
     z = NormalDist().inv_cdf
     spread = z((1 + level) / 2) * math.sqrt(disagreement) + z(power) * math.sqrt(disagreement - gain**2)
     return math.ceil((spread / gain) ** 2)
 
-# %% ../../nbs/4_evaluation/17_errors.ipynb #3b8e7b96
+# %% ../../nbs/4_evaluation/17_errors.ipynb #721dd911
 def _markdown(table: pd.DataFrame) -> str:
-    "A table as Markdown: numbers with three digits, an empty cell for NaN, no cell that breaks the table."
+    "A table as Markdown: three digits, nothing for NaN, and no cell that breaks the table."
     def show(value: Any) -> str:
         if isinstance(value, float):
             return "" if np.isnan(value) else f"{value:.3f}"
@@ -580,38 +604,40 @@ def _markdown(table: pd.DataFrame) -> str:
 
 def _summary(frame: pd.DataFrame, bins: int) -> str:
     "Accuracy with its interval, and ECE beside its floor."
-    score = wilson_interval(int(frame["correct"].sum()), len(frame))
+    right, n = int(frame["correct"].sum()), len(frame)
     ece = expected_calibration_error(frame["confidence"], frame["correct"], bins)
     floor = calibration_floor(frame["confidence"], bins)
-    return (f"{len(frame):,} rows, accuracy {score} (95 % interval), {int((~frame['correct']).sum()):,} errors. "
+    return (f"{n:,} rows, accuracy {wilson_interval(right, n)} (95 % interval), {n - right:,} errors. "
             f"Calibration error {ece:.3f}; an honest model would show {floor:.3f} on as many rows.")
 
-# %% ../../nbs/4_evaluation/17_errors.ipynb #e30b60da
+# %% ../../nbs/4_evaluation/17_errors.ipynb #198e860c
 def _report_text(title: str, summary: str, slices: pd.DataFrame, buckets: pd.DataFrame) -> str:
     "The page. Slices from the largest gap down, buckets as given."
     ordered = pd.concat([slices.iloc[:1], slices.iloc[1:].sort_values("gap", kind="stable")])
     return "\n\n".join([
         f"# {title}", summary,
         "## What is confused with what", "![Confusion matrix](confusion.png)",
-        "## On which rows", "`gap`: against the rows outside the slice. `few`: too few rows to conclude from.", _markdown(ordered),
-        "## What kind of error", "`lift`: share among errors over share among right rows.", _markdown(buckets),
+        "## On which rows", _markdown(ordered),
+        "`gap`: against the rows outside the slice. `few`: too few rows to conclude from.",
+        "## What kind of error", _markdown(buckets),
+        "`lift`: how often the rule says yes on errors, over how often on right rows.",
         "## Does it know when it is wrong", "![Reliability curve](reliability.png)",
     ]) + "\n"
 
-# %% ../../nbs/4_evaluation/17_errors.ipynb #fe243a81
-def _write_report(folder: Path, frame: pd.DataFrame, slices: pd.DataFrame, buckets: pd.DataFrame, bins: int) -> None:
+# %% ../../nbs/4_evaluation/17_errors.ipynb #b7e29ecb
+def _write_report(folder: Path, frame: pd.DataFrame, tables: dict[str, pd.DataFrame], bins: int) -> None:
     "Plots and tables of the report; older files of the same names are replaced."
     folder.mkdir(parents=True, exist_ok=True)
+    confusion = confusion_table(frame["label"], frame["prediction"])
+    confusion_figure(confusion).savefig(folder / "confusion.png", dpi=120)
     reliability = reliability_table(frame["confidence"], frame["correct"], bins)
-    confusion_figure(confusion_table(frame["label"], frame["prediction"])).savefig(folder / "confusion.png", dpi=120)
     reliability_figure({"model": reliability}).savefig(folder / "reliability.png", dpi=120)
-    slices.to_csv(folder / "slices.csv", index=False)
-    buckets.to_csv(folder / "buckets.csv", index=False)
     errors = frame[~frame["correct"].astype(bool)].sort_values("confidence", ascending=False)
-    kept = errors.assign(text=errors["text"].map(excerpt))[["text", "label", "prediction", "confidence"]]
-    kept.to_csv(folder / "errors.csv", index=False)
+    clipped = errors.assign(text=errors["text"].map(excerpt))[["text", "label", "prediction", "confidence"]]
+    for name, table in (tables | {"errors": clipped}).items():
+        table.to_csv(folder / f"{name}.csv", index=False)
 
-# %% ../../nbs/4_evaluation/17_errors.ipynb #fcc4635f
+# %% ../../nbs/4_evaluation/17_errors.ipynb #ee63b472
 def error_report(
     frame: pd.DataFrame,  # one row per prediction, from `prediction_frame`
     folder: Path | str | None = None,  # where to write; None: error_report/ among the learner's runs
@@ -620,13 +646,13 @@ def error_report(
     title: str = "Error report",  # heading of the page
     bins: int = 20,  # bins of the reliability curve
 ) -> Path:  # the page, report.md
-    """Write report.md, confusion.png, reliability.png, slices.csv, buckets.csv and errors.csv, texts cut to twelve words.
-    Raises ValueError for a frame that `prediction_frame` did not make."""
+    """Write report.md, confusion.png, reliability.png, slices.csv, buckets.csv and errors.csv, with texts cut to
+    twelve words. Raises ValueError for a frame that `prediction_frame` did not make."""
     if frame.empty or not {"text", "label", "prediction", "confidence", "correct"} <= set(frame):
-        raise ValueError(f"make the table with prediction_frame first; got {len(frame)} rows with columns {list(frame)}")
+        raise ValueError(f"make the table with prediction_frame first; got {len(frame)} rows with {list(frame)}")
     folder = Path(folder or home() / "error_report")
-    sliced, named = slice_table(frame, slices), bucket_errors(frame, buckets)
-    _write_report(folder, frame, sliced, named, bins)
+    tables = {"slices": slice_table(frame, slices), "buckets": bucket_errors(frame, buckets)}
+    _write_report(folder, frame, tables, bins)
     page = folder / "report.md"
-    page.write_text(_report_text(title, _summary(frame, bins), sliced, named), encoding="utf-8")
+    page.write_text(_report_text(title, _summary(frame, bins), **tables), encoding="utf-8")
     return page
