@@ -11,14 +11,16 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from nlp_portfolio.course import cli
 
 LESSON = ("profile = None", "from nlp_portfolio.course.settings import settings\nsettings(profile)",
-          "from nlp_portfolio.course.results import record\nrecord('{name}', model='toy', data='sample', accuracy=.75, seconds=1)")
+          "from nlp_portfolio.course.results import record\n"
+          "record('{name}', model='toy', data='sample', accuracy=.75, seconds=1)")
 
 
 def lesson(folder, name, *more):
     cells = [new_markdown_cell(f"# Title of {name}\n\n> A promise."), new_code_cell(LESSON[0], metadata={"tags": ["parameters"]}),
              *(new_code_cell(source.format(name=name)) for source in (*LESSON[1:], *more))]
     folder.mkdir(parents=True, exist_ok=True)
-    nbformat.write(new_notebook(cells=cells), folder / f"{name}.ipynb")
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    nbformat.write(new_notebook(cells=cells, metadata=kernel), folder / f"{name}.ipynb")
 
 
 @pytest.fixture
@@ -30,6 +32,7 @@ def clone(tmp_path, monkeypatch):
     lesson(root / "nbs/0_start", "01_imdb_baseline")
     lesson(root / "nbs/4_evaluation", "16_metrics", "raise ValueError('on purpose')")
     monkeypatch.chdir(root)
+    monkeypatch.setattr("nlp_portfolio.course.settings._active", [])  # a new process has chosen no profile yet
     return root
 
 
@@ -51,7 +54,7 @@ def test_run_reports_each_notebook_and_shows_the_failing_cell(clone, capsys):
 def test_start_runs_lesson_01_and_shows_its_table(clone, capsys):
     code, out, _ = call(capsys, "start", "--no-lab", "--profile", "smoke")
     assert code == 0
-    assert "profile smoke" in out and re.search(r"toy +accuracy +0\.75", out)
+    assert "profile smoke" in out and re.search(r"toy .*accuracy .*0\.75", out)
     code, out, _ = call(capsys, "status")
     assert code == 0
     assert re.search(r"01_imdb_baseline +\d{4}-\d\d-\d\d", out) and re.search(r"16_metrics +not yet", out)
@@ -109,7 +112,7 @@ def test_verify_puts_measured_beside_claimed_and_fails_where_they_differ(clone, 
         {**row, "metrics": {"accuracy": 0.75, "seconds": 1}}], 1))
     found, out, _ = call(capsys, "verify")
     assert found == code
-    assert re.search(rf"accuracy \(smoke, sample\) +{claimed:.2f} +0\.75 +{verdict}$", out, re.M)
+    assert re.search(rf"accuracy \(smoke, sample\) +{claimed}0? +0\.75 +{verdict}$", out, re.M)
     assert "seconds" not in out
 
 
@@ -163,10 +166,9 @@ def test_the_clone_is_found_from_below(clone, monkeypatch):
 
 
 def test_the_installed_command_and_its_help():
-    done = subprocess.run([sys.executable, "-m", "nlp_portfolio.course.cli", "--help"], capture_output=True, text=True, timeout=60)
-    command = subprocess.run([sys.executable, "-c", "import sys; sys.argv = ['nlp-portfolio', '--help']; "
-                              "from importlib.metadata import entry_points as e; (c,) = e(group='console_scripts', name='nlp-portfolio'); "
-                              "c.load()()"], capture_output=True, text=True, timeout=60)
-    assert done.returncode == command.returncode == 0
+    code = ("import sys; sys.argv = ['nlp-portfolio', '--help']; from importlib.metadata import entry_points; "
+            "(command,) = entry_points(group='console_scripts', name='nlp-portfolio'); command.load()()")
+    command = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert command.returncode == 0
     for name in ("start", "run", "status", "data", "doctor", "verify"):
         assert re.search(rf"^ +{name} ", command.stdout, re.M)

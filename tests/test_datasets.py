@@ -276,7 +276,7 @@ def test_limit_of_the_whole_set_or_more_keeps_the_file_order(monkeypatch):
 
 @pytest.mark.parametrize("limit", [0, -1])
 def test_limit_below_one_is_an_error(limit):
-    with pytest.raises(ValueError, match=f"limit must be at least 1, got {limit}"):
+    with pytest.raises(ValueError, match=f"limit must be a whole number of at least 1, got {limit}"):
         ds.load("imdb", "train", limit=limit)
 
 

@@ -133,7 +133,8 @@ def test_paired_tests_agree_and_hold_their_level() -> None:
 @pytest.mark.parametrize("gain, disagreement, power", [(0.02, 0.1, 0.8), (0.05, 0.3, 0.9), (-0.01, 0.1, 0.5)])
 def test_rows_needed_gives_the_power_asked_for(gain: float, disagreement: float, power: float) -> None:
     n = E.rows_needed(gain, disagreement, power)
-    draws = np.random.default_rng(8).multinomial(n, [(disagreement + gain) / 2, (disagreement - gain) / 2, 1 - disagreement], 1500)
+    shares = [(disagreement + gain) / 2, (disagreement - gain) / 2, 1 - disagreement]
+    draws = np.random.default_rng(8).multinomial(n, shares, 1500)
     seen = np.mean([E.sign_test(int(a), int(b)) < 0.05 for a, b, _ in draws])
     assert seen == pytest.approx(power, abs=0.05)
     assert E.rows_needed(gain, disagreement, min(0.99, power + 0.05)) > n
@@ -151,7 +152,8 @@ def test_reliability_table_equals_scikit_learn(pairs: list[tuple[float, bool]], 
     filled = table[table["n"] > 0]
     assert ((filled["predicted"] >= filled["low"] - 1e-9) & (filled["predicted"] <= filled["high"] + 1e-9)).all()
     if observed is not None:
-        assert filled["observed"].to_numpy() == pytest.approx(observed) and filled["predicted"].to_numpy() == pytest.approx(predicted)
+        assert filled["observed"].to_numpy() == pytest.approx(observed)
+        assert filled["predicted"].to_numpy() == pytest.approx(predicted)
 
 
 @given(promises, st.integers(1, 25))
@@ -275,7 +277,8 @@ def test_prediction_frame_takes_both_shapes_and_any_classes() -> None:
 @settings(deadline=None, max_examples=50)
 def test_slices_that_partition_the_rows_partition_counts_and_score(rows: list[tuple[int, bool]], cut: int) -> None:
     frame = pd.DataFrame(rows, columns=["length", "correct"])
-    table = E.slice_table(frame, {"low": lambda r: r["length"] < cut, "high": lambda r: r["length"] >= cut, "none": lambda r: False})
+    parts = {"low": lambda r: r["length"] < cut, "high": lambda r: r["length"] >= cut, "none": lambda r: False}
+    table = E.slice_table(frame, parts)
     everything, low, high, none = table.to_dict("records")
     assert low["n"] + high["n"] == everything["n"] == len(rows) and low["share"] + high["share"] == pytest.approx(1)
     total = sum(part["n"] * part["score"] for part in (low, high) if part["n"])
@@ -335,7 +338,8 @@ def test_buckets_take_each_error_once_in_order(frame: pd.DataFrame) -> None:
 
 
 def test_lift_compares_errors_with_right_rows_whatever_the_order() -> None:
-    frame = pd.DataFrame({"text": ["x but y"] * 3 + ["x"] * 3, "confidence": 0.9, "correct": [False, False, True, False, True, True]})
+    correct = [False, False, True, False, True, True]
+    frame = pd.DataFrame({"text": ["x but y"] * 3 + ["x"] * 3, "confidence": 0.9, "correct": correct})
     everything, but = E.Bucket("everything", lambda row: True), E.Bucket("but", E.CONTRAST)
     table = E.bucket_errors(frame, [everything, but]).set_index("bucket")
     assert list(table["n"]) == [3, 0, 0]
@@ -406,7 +410,8 @@ BAD = {
     "bootstrap: lengths": (lambda: E.bootstrap_interval([1, 2], [1], metric=np.mean), r"shapes \[\(2,\), \(1,\)\]"),
     "bootstrap: NaN": (lambda: E.bootstrap_interval([1.0, math.nan]), "holds NaN"),
     "bootstrap: no resamples": (lambda: E.bootstrap_interval([1.0], resamples=0), "at least 1"),
-    "bootstrap: NaN metric": (lambda: E.bootstrap_interval([1.0, 2], metric=lambda v, axis: v.sum(axis) * np.nan), "metric is NaN in 1000 of 1000"),
+    "bootstrap: NaN metric": (lambda: E.bootstrap_interval([1.0, 2], metric=lambda v, axis: v.sum(axis) * np.nan),
+                              "metric is NaN in 1000 of 1000"),
     "paired: lengths": (lambda: E.paired_bootstrap([1, 0], [1]), "equally long"),
     "mcnemar: scores": (lambda: E.mcnemar([0.3, 1], [0, 1]), "use paired_bootstrap"),
     "sign test: negative": (lambda: E.sign_test(-1, 2), "not be negative"),
@@ -435,7 +440,8 @@ BAD = {
     "slices: empty frame": (lambda: E.slice_table(FRAME.head(0), {}), "got 0 rows"),
     "slices: no metric": (lambda: E.slice_table(FRAME, {}, metric="f1"), "column 'f1'"),
     "slices: NaN": (lambda: E.slice_table(FRAME.assign(correct=[1, math.nan]), {}), "holds NaN"),
-    "slices: failing question": (lambda: E.slice_table(FRAME, {"stars": lambda row: row["stars"] > 3}), "slice 'stars' fails on row 0.*KeyError"),
+    "slices: failing question": (lambda: E.slice_table(FRAME, {"stars": lambda row: row["stars"] > 3}),
+                                 "slice 'stars' fails on row 0.*KeyError"),
     "buckets: same name": (lambda: E.bucket_errors(FRAME, [E.Bucket("a", E.CONTRAST)] * 2), "names must differ"),
     "buckets: unsorted": (lambda: E.bucket_errors(FRAME, [E.Bucket("unsorted", E.CONTRAST)]), "names must differ"),
     "buckets: no correct": (lambda: E.bucket_errors(FRAME.drop(columns="correct"), ()), "prediction_frame"),

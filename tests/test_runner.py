@@ -9,13 +9,15 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from nlp_portfolio.course import runner
 from nlp_portfolio.course.runner import Report, course_notebooks, failure_text, run_notebook, run_notebooks, skipped
 
+KERNEL = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
 
-def write(file: Path, *cells) -> Path:
+
+def write(file: Path, *cells, metadata: dict = KERNEL) -> Path:
     "A notebook of these cells; a string is a code cell, and one that begins with profile is tagged `parameters`."
     made = [new_code_cell(cell, metadata={"tags": ["parameters"]} if cell.startswith("profile") else {})
             if isinstance(cell, str) else cell for cell in cells]
     file.parent.mkdir(parents=True, exist_ok=True)
-    nbformat.write(new_notebook(cells=made), file)
+    nbformat.write(new_notebook(cells=made, metadata=metadata), file)
     return file
 
 
@@ -113,8 +115,12 @@ def test_cell_that_takes_too_long_is_stopped(tmp_path):
 
 
 def test_limit_is_for_the_whole_notebook(tmp_path):
-    file = write(tmp_path / "06_drips.ipynb", "import time", *["time.sleep(.8)"] * 4)
-    assert not run_notebook(file, limit=2).ok
+    file = write(tmp_path / "06_drips.ipynb", "import time", *["time.sleep(.6)"] * 3)
+    assert not run_notebook(file, limit=1).ok
+
+
+def test_notebook_without_a_kernel_in_its_metadata_runs(tmp_path):
+    assert run_notebook(write(tmp_path / "07_bare.ipynb", "1", metadata={}), "smoke", limit=60).ok
 
 
 def test_missing_notebook_is_a_clear_error(tmp_path):

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['SOURCES', 'TYPES', 'READERS', 'MISSING', 'manifest', 'read_rows', 'Provenance', 'provenance', 'last_provenance',
-           'online', 'load', 'catalogue', 'excerpt']
+           'online', 'load', 'catalogue', 'as_text', 'excerpt']
 
-# %% ../../nbs/course/datasets.ipynb #eaf884a5
+# %% ../../nbs/course/datasets.ipynb #2fc2a4fe
 import gzip
 import hashlib
 import json
@@ -16,6 +16,7 @@ import urllib.error
 import urllib.request
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from http.client import HTTPException
@@ -177,7 +178,21 @@ def online() -> bool:
     except (OSError, ValueError, HTTPException):
         return False
 
-# %% ../../nbs/course/datasets.ipynb #b5536f09
+# %% ../../nbs/course/datasets.ipynb #4ab37a56
+@contextmanager
+def _one_try() -> Iterator[None]:
+    "Hub requests give up at the first failure inside the `with` block."
+    from huggingface_hub.utils import http_backoff
+
+    defaults = http_backoff.__kwdefaults__ or {}
+    before = dict(defaults)
+    defaults |= {"max_retries": 0} if "max_retries" in defaults else {}
+    try:
+        yield
+    finally:
+        defaults.update(before)
+
+# %% ../../nbs/course/datasets.ipynb #49a4844d
 def _fetch(hub: dict[str, Any], split: str, offline: bool) -> "Dataset":
     "A split as the hub has it, from the cache alone when offline. Raises FileNotFoundError for another revision."
     import datasets
@@ -186,7 +201,8 @@ def _fetch(hub: dict[str, Any], split: str, offline: bool) -> "Dataset":
     datasets.config.HF_HUB_OFFLINE = offline
     datasets.logging.set_verbosity_error()
     try:
-        raw = datasets.load_dataset(hub["id"], hub.get("config"), revision=hub.get("revision"), split=split)
+        with _one_try():
+            raw = datasets.load_dataset(hub["id"], hub.get("config"), revision=hub.get("revision"), split=split)
     finally:
         datasets.config.HF_HUB_OFFLINE = before[0]
         datasets.logging.set_verbosity(before[1])
@@ -254,7 +270,7 @@ def _read(name: str, split: str, source: str | None) -> "Dataset":
             return data
     raise ValueError("; ".join(MISSING[one].format(name=name, split=split) for one in sources))
 
-# %% ../../nbs/course/datasets.ipynb #ea293c04
+# %% ../../nbs/course/datasets.ipynb #f69c35a3
 def _line(facts: Provenance, taken: int) -> str:
     "One line for people: what was loaded and from where."
     count = f"{taken:,}" if taken == facts.rows else f"{taken:,} of {facts.rows:,}"
@@ -271,10 +287,12 @@ def load(
     source: str | None = None,  # "local", "hub" or "sample"; None: NLP_PORTFOLIO_SOURCE, else the first that has it
 ) -> "Dataset":
     "Load a split and say in one line where it came from. Raises ValueError for unknown names and broken files."
-    if name not in manifest():
-        raise ValueError(f"unknown data set {name!r}: choose one of {', '.join(manifest())}")
-    if limit is not None and limit < 1:
-        raise ValueError(f"limit must be at least 1, got {limit}")
+    if not isinstance(name, str) or name not in manifest():
+        raise ValueError(f"unknown data set {str(name)[:60]!r}: choose one of {', '.join(manifest())}")
+    if not isinstance(split, str) or not split.isidentifier():
+        raise ValueError(f"split must be a plain word such as 'train', got {str(split)[:60]!r}")
+    if limit is not None and (not isinstance(limit, int) or limit < 1):
+        raise ValueError(f"limit must be a whole number of at least 1, got {limit!r}")
     data = _read(name, split, source)
     facts = provenance(data)
     if limit and limit < len(data):
@@ -311,11 +329,20 @@ def catalogue() -> "pd.DataFrame":
     }
     return pd.DataFrame.from_dict(rows, orient="index")
 
-# %% ../../nbs/course/datasets.ipynb #cbae52f9
+# %% ../../nbs/course/datasets.ipynb #f0e923f8
+def as_text(
+    value: str,  # what should be text; a missing value of a table is a float
+) -> str:  # the same
+    "The value, if it is text. Raises TypeError for anything else, before it fails somewhere deeper."
+    if not isinstance(value, str):
+        raise TypeError(f"expected text, got {type(value).__name__}: drop rows with missing texts first")
+    return value
+
+
 def excerpt(
     text: str,  # any document
     words: int = 12,  # how many words to keep
 ) -> str:
     "The first `words` words of a text, line breaks and `<br />` removed, with an ellipsis when there was more."
-    parts = text.replace("<br />", " ").split()
+    parts = as_text(text).replace("<br />", " ").split()
     return " ".join(parts[:words]) + (" …" if len(parts) > words else "")

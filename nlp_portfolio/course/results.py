@@ -6,11 +6,12 @@
 __all__ = ['KEY', 'PACKAGES', 'TOLERANCE', 'write_json', 'read_json', 'locked', 'row_key', 'record', 'own_rows', 'reference_rows',
            'published', 'machine_dependent', 'agrees', 'compare']
 
-# %% ../../nbs/course/results.ipynb #2a553da7
+# %% ../../nbs/course/results.ipynb #66dd708d
 import json
 import math
 import os
 import platform
+import re
 import sys
 import time
 import tomllib
@@ -84,7 +85,7 @@ def locked(
     finally:
         lock.unlink(missing_ok=True)
 
-# %% ../../nbs/course/results.ipynb #b1a242d2
+# %% ../../nbs/course/results.ipynb #94dfb0a8
 KEY = ("lesson", "model", "profile", "source", "dtype")
 PACKAGES = ("nlp-portfolio", "numpy", "scikit-learn", "datasets", "torch", "transformers")
 
@@ -106,18 +107,23 @@ def _versions() -> dict[str, str]:
 
 def _metrics(given: dict[str, Any]) -> dict[str, float]:
     "The metrics as plain floats, six significant digits. Raises ValueError for one that is not a finite number."
-    for name, value in given.items():
-        if isinstance(value, (str, bool)) or not math.isfinite(float(value)):
-            raise ValueError(f"metric {name} must be a finite number, got {value!r}")
     if not given:
         raise ValueError("record needs at least one metric, for example accuracy=0.89")
+    for name, value in given.items():
+        try:
+            if isinstance(value, (str, bool)) or not math.isfinite(float(value)):
+                raise TypeError
+        except (TypeError, ValueError, OverflowError) as err:
+            raise ValueError(f"metric {name} must be a finite number, got {str(value)[:60]!r}") from err
     return {name: float(f"{float(value):.6g}") for name, value in given.items()}
 
 
 def _results_file(lesson: str) -> Path:
+    if not isinstance(lesson, str) or not re.fullmatch(r"\w[\w-]{0,80}", lesson):
+        raise ValueError(f"lesson must be a notebook's name such as '01_imdb_baseline', got {str(lesson)[:80]!r}")
     return home() / "results" / f"{lesson}.json"
 
-# %% ../../nbs/course/results.ipynb #eba2d402
+# %% ../../nbs/course/results.ipynb #43ced855
 def record(
     lesson: str,  # the lesson's file name without ending, e.g. "01_imdb_baseline"
     model: str,  # what was measured, e.g. "tfidf-lr"
@@ -126,6 +132,8 @@ def record(
     **metrics: float,  # finite numbers; names ending in seconds, ms or mb depend on the machine
 ) -> dict[str, Any]:  # the row as written
     "Write one result to the learner's results; the same key replaces its earlier row."
+    if not isinstance(model, str) or not re.fullmatch(r"[^\x00-\x1f\ud800-\udfff]{1,200}", model):
+        raise ValueError(f"model must be a text of 1 to 200 characters, got {str(model)[:80]!r}")
     if data is None:
         facts = last_provenance()
         name, source = (facts.name, facts.source) if facts else ("none", "none")
@@ -183,7 +191,7 @@ def agrees(
         return None
     return math.isclose(value, reference, rel_tol=TOLERANCE, abs_tol=TOLERANCE)
 
-# %% ../../nbs/course/results.ipynb #680bf0ae
+# %% ../../nbs/course/results.ipynb #e3cf85d2
 def compare(
     lesson: str,  # the lesson's file name without ending
 ) -> "pd.DataFrame":  # yours | reference | agrees | full reference | published, a row per model, data and metric
@@ -198,11 +206,13 @@ def compare(
     for row in mine:
         for metric, value in row["metrics"].items():
             same = reference.get(row_key(row), {}).get(metric)
-            table.append({"model": row["model"], "data": row["source"], "metric": metric, "yours": value, "reference": same,
+            table.append({"model": row["model"], "dtype": row["dtype"], "data": row["source"], "metric": metric,
+                          "yours": value, "reference": same,
                           "agrees": None if same is None else agrees(metric, value, same),
                           "full reference": full.get(row["model"], {}).get(metric)})
     for row in published(lesson):
         table.append({"model": row["model"], "data": row["source"], "metric": row["metric"], "published": row["value"]})
-    columns = ["model", "data", "metric", "yours", "reference", "agrees", "full reference", "published"]
-    frame = pd.DataFrame(table, columns=columns).set_index(columns[:3]).dropna(axis="columns", how="all")
+    labels = ["model", "dtype", "data", "metric"] if len({row["dtype"] for row in mine}) > 1 else ["model", "data", "metric"]
+    columns = [*labels, "yours", "reference", "agrees", "full reference", "published"]
+    frame = pd.DataFrame(table, columns=columns).set_index(labels).dropna(axis="columns", how="all")
     return frame.astype(object).where(frame.notna(), "")

@@ -71,7 +71,7 @@ class PeakMemory:
         self._stop.set()
         self._thread.join()
 
-# %% ../../nbs/course/runner.ipynb #fd72de2e
+# %% ../../nbs/course/runner.ipynb #021a3332
 @dataclass(frozen=True)
 class Report:
     "What happened to one notebook: seconds, peak memory in MB, cells executed, and the failing cell with its error."
@@ -97,11 +97,14 @@ def run_notebook(
     wanted: Iterable[str] = (),  # flags to execute all the same, such as "gpu"
     progress: bool = False,  # show a bar of the cells
 ) -> Report:  # never raises for what the notebook does
-    "Execute a notebook in its own kernel, with its folder as the working folder. Raises FileNotFoundError."
+    "Execute a notebook in its own kernel, in its own folder. Raises FileNotFoundError, or ValueError for what is no notebook."
     import nbformat
 
     notebook = Path(notebook).resolve()
-    nb = nbformat.read(notebook, as_version=4)
+    try:
+        nb = nbformat.read(notebook, as_version=4)
+    except nbformat.reader.NotJSONError as err:
+        raise ValueError(f"{notebook.name} is not a notebook: it holds no JSON") from err
     mark_skipped(nb, wanted)
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / notebook.name
@@ -119,7 +122,7 @@ def run_notebook(
 def _takes_profile(nb: "nbformat.NotebookNode") -> bool:
     return any("parameters" in cell.metadata.get("tags", []) for cell in nb.cells)
 
-# %% ../../nbs/course/runner.ipynb #fb1bdca1
+# %% ../../nbs/course/runner.ipynb #d2e82ea0
 def _execute(copy: Path, done: Path, folder: Path, profile: str | None, limit: float, bar: bool) -> tuple[str, str]:
     "Run papermill; the failing cell's source and its error, or two empty strings."
     import papermill
@@ -132,8 +135,8 @@ def _execute(copy: Path, done: Path, folder: Path, profile: str | None, limit: f
     try:
         papermill.execute_notebook(
             copy, done, parameters={"profile": profile} if profile else {}, cwd=folder, progress_bar=bar,
-            timeout_func=lambda cell: max(1, round(deadline - time.monotonic())), kernel_name="python3",
-            extra_arguments=["--log-level=ERROR"])
+            timeout_func=lambda cell: max(0.01, deadline - time.monotonic()), kernel_name="python3",
+            language="python", extra_arguments=["--log-level=CRITICAL"])
     except PapermillExecutionError as err:
         trace = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(err.traceback))
         return err.source, f"{err.ename}: {err.evalue}\n{trace}"

@@ -11,24 +11,26 @@ __all__ = ['Predicate', 'NEGATED_OPINION', 'CONTRAST', 'COMPARISON', 'HEDGING', 
            'fit_platt', 'log_odds', 'Comparison', 'paired_bootstrap', 'sign_test', 'McNemar', 'mcnemar', 'rows_needed',
            'error_report']
 
-# %% ../../nbs/4_evaluation/17_errors.ipynb #50598536
+# %% ../../nbs/4_evaluation/17_errors.ipynb #032f6346
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import NormalDist
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 from scipy.optimize import minimize
 from scipy.special import expit, logit
 
 from ..course.datasets import excerpt
 from ..course.settings import home
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # %% ../../nbs/4_evaluation/17_errors.ipynb #c17ba724
 def _class_probabilities(
@@ -74,11 +76,13 @@ def confusion_table(
     table = pd.crosstab(pd.Series(y, name="label"), pd.Series(h, name="prediction"))
     return table.reindex(index=classes, columns=classes, fill_value=0)
 
-# %% ../../nbs/4_evaluation/17_errors.ipynb #99d8f072
+# %% ../../nbs/4_evaluation/17_errors.ipynb #84878858
 def confusion_figure(
     table: pd.DataFrame,  # from `confusion_table`
-) -> Figure:  # a heat map
+) -> "Figure":  # a heat map
     "A confusion matrix as a picture. Shade: share of the row; text (up to 12 classes): count and share."
+    from matplotlib.figure import Figure
+
     share = table.div(table.sum(axis=1).clip(lower=1), axis=0).to_numpy()
     size = len(table)
     fig = Figure(figsize=(2.2 + 0.55 * min(size, 14), 1.7 + 0.5 * min(size, 14)), layout="constrained")
@@ -137,7 +141,7 @@ def wilson_interval(
     half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     return Interval(p, max(0.0, min(p, centre - half)), min(1.0, max(p, centre + half)))
 
-# %% ../../nbs/4_evaluation/17_errors.ipynb #e9b58fd7
+# %% ../../nbs/4_evaluation/17_errors.ipynb #82be7694
 def _columns(*columns: ArrayLike) -> list[np.ndarray]:
     """Columns as arrays. Raises ValueError unless they are one-dimensional, equally long, not empty and
     without NaN."""
@@ -145,6 +149,8 @@ def _columns(*columns: ArrayLike) -> list[np.ndarray]:
     shapes = [a.shape for a in arrays]
     if len(set(shapes)) != 1 or len(shapes[0]) != 1 or shapes[0][0] == 0:
         raise ValueError(f"need equally long, non-empty columns, one value per row; got shapes {shapes}")
+    if any(a.dtype.kind not in "biuf" for a in arrays):
+        raise ValueError("a column must hold numbers, one per row, such as 1.0 for a right answer and 0.0 for a wrong one")
     if any(a.dtype.kind == "f" and np.isnan(a).any() for a in arrays):
         raise ValueError("a column holds NaN: drop those rows, or decide what they count as")
     return arrays
@@ -406,11 +412,13 @@ def expected_calibration_error(
     table = reliability_table(probabilities, outcomes, bins)
     return float((table["n"] * table["gap"].abs()).sum() / table["n"].sum())
 
-# %% ../../nbs/4_evaluation/17_errors.ipynb #4088d534
+# %% ../../nbs/4_evaluation/17_errors.ipynb #f5ff651e
 def reliability_figure(
     tables: dict[str, pd.DataFrame],  # a curve per name, from `reliability_table`
-) -> Figure:  # one panel
+) -> "Figure":  # one panel
     "Promise against outcome. Under the diagonal: too sure; above: too modest. Larger points: more rows."
+    from matplotlib.figure import Figure
+
     fig = Figure(figsize=(5, 4), layout="constrained")
     ax = fig.subplots()
     ax.plot([0, 1], [0, 1], "--", color="grey", label="honest")

@@ -9,7 +9,7 @@ __all__ = ['AVERAGES', 'SMOOTHING', 'Counts', 'confusion_counts', 'accuracy', 'P
            'clipped_matches', 'Bleu', 'brevity_penalty', 'corpus_bleu', 'rouge_tokens', 'rouge_n', 'lcs_length',
            'rouge_l', 'perplexity', 'bits_per_unit']
 
-# %% ../../nbs/4_evaluation/16_metrics.ipynb #d40e1bcb
+# %% ../../nbs/4_evaluation/16_metrics.ipynb #09c567d4
 import math
 import re
 import string
@@ -18,6 +18,8 @@ from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, S
 from functools import reduce
 from operator import or_
 from typing import NamedTuple
+
+from ..course.datasets import as_text
 
 # %% ../../nbs/4_evaluation/16_metrics.ipynb #228545a6
 class Counts(NamedTuple):
@@ -28,7 +30,7 @@ class Counts(NamedTuple):
     fn: int
     tn: int = 0
 
-# %% ../../nbs/4_evaluation/16_metrics.ipynb #517ade2e
+# %% ../../nbs/4_evaluation/16_metrics.ipynb #c1cd19cf
 def _paired(y_true: Iterable, y_pred: Iterable) -> tuple[list, list]:
     "Both sides as lists. Raises ValueError when they are texts, differ in length or are empty."
     if isinstance(y_true, str) or isinstance(y_pred, str):
@@ -38,6 +40,8 @@ def _paired(y_true: Iterable, y_pred: Iterable) -> tuple[list, list]:
         raise ValueError(f"{len(y_true)} references but {len(y_pred)} predictions: every item needs one of each")
     if not y_true:
         raise ValueError("nothing to score: pass at least one reference and one prediction")
+    if any(value != value for value in (*y_true, *y_pred)):
+        raise ValueError("a label or a prediction is missing (NaN): drop those rows first")
     return y_true, y_pred
 
 # %% ../../nbs/4_evaluation/16_metrics.ipynb #16287b5b
@@ -171,7 +175,7 @@ def threshold_counts(
     positive = [t == 1 for t in y_true]
     return [confusion_counts(positive, (s >= cut for s in scores), True) for cut in thresholds]
 
-# %% ../../nbs/4_evaluation/16_metrics.ipynb #861c869a
+# %% ../../nbs/4_evaluation/16_metrics.ipynb #1c987efd
 class Entity(NamedTuple):
     "A typed span: `tokens[start:end]` are its words."
 
@@ -182,7 +186,7 @@ class Entity(NamedTuple):
 
 def _split_tag(tag: str) -> tuple[str, str]:
     "`B-PER` as (B, PER), `O` as (O, ''). Raises ValueError for anything else."
-    prefix, _, label = tag.partition("-")
+    prefix, _, label = tag.partition("-") if isinstance(tag, str) else ("", "", "")
     if tag == "O" or (prefix in ("B", "I") and label):
         return prefix, label
     raise ValueError(f"{tag!r} is not a BIO tag: expected O, B-TYPE or I-TYPE")
@@ -239,7 +243,7 @@ def entity_prf(
     "Entity-level scores, strict. Raises ValueError for unequal lists, tags that are not BIO or an unknown average."
     return average_prf(entity_counts(y_true, y_pred), average, zero_division=zero_division)
 
-# %% ../../nbs/4_evaluation/16_metrics.ipynb #1e7881de
+# %% ../../nbs/4_evaluation/16_metrics.ipynb #eb8fac11
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
@@ -247,13 +251,13 @@ def normalize_answer(
     text: str,  # an answer as written
 ) -> str:  # the form in which answers are compared
     "Lower-case, drop ASCII punctuation and articles, squeeze spaces (SQuAD v1.1 evaluation script)."
-    text = re.sub(r"\b(a|an|the)\b", " ", text.lower().translate(_PUNCTUATION))
+    text = re.sub(r"\b(a|an|the)\b", " ", as_text(text).lower().translate(_PUNCTUATION))
     return " ".join(text.split())
 
-# %% ../../nbs/4_evaluation/16_metrics.ipynb #1b749ebf
+# %% ../../nbs/4_evaluation/16_metrics.ipynb #b641ad21
 def _answers(references: str | Sequence[str]) -> list[str]:
     "The accepted texts of one item as a list. Raises ValueError when there is none."
-    texts = [references] if isinstance(references, str) else list(references)
+    texts = list(references) if isinstance(references, (list, tuple)) else [as_text(references)]
     if not texts:
         raise ValueError("no reference given; a question without an answer has the reference ''")
     return texts
@@ -282,7 +286,7 @@ def token_f1(
     bags = [normalize_answer(r).split() for r in _answers(references)]
     return max(_overlap(Counter(said), Counter(bag)).f1 if said or bag else 1.0 for bag in bags)
 
-# %% ../../nbs/4_evaluation/16_metrics.ipynb #825c5315
+# %% ../../nbs/4_evaluation/16_metrics.ipynb #eca27a6c
 _SYMBOLS = re.escape("".join(sorted(set(string.punctuation) - set("',-."))))
 _RULES_13A = [
     (re.compile(rf"([{_SYMBOLS}])"), r" \1 "),
@@ -297,7 +301,7 @@ def tokenize_13a(
     text: str,  # one sentence in a Western script
 ) -> list[str]:  # its tokens
     "Cut text as WMT's mteval-v13a script does, the default of sacrebleu. Case is kept."
-    text = text.rstrip().replace("<skipped>", "").replace("-\n", "").replace("\n", " ")
+    text = as_text(text).rstrip().replace("<skipped>", "").replace("-\n", "").replace("\n", " ")
     text = f" {reduce(lambda t, pair: t.replace(*pair), _XML, text)} "
     return reduce(lambda t, rule: rule[0].sub(rule[1], t), _RULES_13A, text).split()
 
@@ -393,7 +397,7 @@ def corpus_bleu(
     mean = math.exp(math.fsum(map(math.log, used)) / len(used)) if used and all(used) else 0.0
     return Bleu(penalty * mean, tuple(precisions), penalty, *lengths)
 
-# %% ../../nbs/4_evaluation/16_metrics.ipynb #e50f5b28
+# %% ../../nbs/4_evaluation/16_metrics.ipynb #b5908761
 _ROUGE_TOKEN = re.compile(r"[a-z0-9]+")
 
 
@@ -402,7 +406,7 @@ def rouge_tokens(
     stem: Callable[[str], str] | None = None,  # a stemmer for words of more than 3 letters
 ) -> list[str]:  # lower-case runs of ASCII letters and digits
     "Cut text as rouge-score does. Anything that is not ASCII separates words."
-    words = _ROUGE_TOKEN.findall(text.lower())
+    words = _ROUGE_TOKEN.findall(as_text(text).lower())
     return [stem(w) if stem and len(w) > 3 else w for w in words]
 
 # %% ../../nbs/4_evaluation/16_metrics.ipynb #8b11484a

@@ -1,0 +1,202 @@
+"""The boundary functions in one table: each has a defined answer to empty, huge, non-string, NaN, surrogate and NUL input.
+
+A cell is a value the result must equal, a function that must hold for the result, or `error(type, part of the message)`."""
+
+import gzip
+import json
+import math
+from collections.abc import Callable
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from nlp_portfolio.classic.baseline import clean, find_copies, load_model, nb_logreg, tfidf_logreg
+from nlp_portfolio.course import results
+from nlp_portfolio.course.datasets import excerpt, load, read_rows
+from nlp_portfolio.course.exercise import check, exercise_ids
+from nlp_portfolio.course.models import encoder
+from nlp_portfolio.evaluation import errors, metrics
+
+NAN, HALF, NUL, MANY = float("nan"), "half \ud800", "a\0b", 10**5
+KINDS = ("empty", "huge", "non-string", "NaN", "surrogate", "NUL")
+TEXTS = {"empty": "", "huge": "word " * MANY, "non-string": 5, "NaN": NAN, "surrogate": HALF, "NUL": NUL}
+
+
+NUMBERS = {"empty": [], "huge": [0.5] * MANY, "non-string": ["x"], "NaN": [NAN], "surrogate": [HALF], "NUL": [NUL]}
+
+
+def error(kind: type[Exception], fragment: str) -> SimpleNamespace:
+    return SimpleNamespace(kind=kind, fragment=fragment)
+
+
+def near(value: float) -> Callable[[float], bool]:
+    "Whether a number is this one to nine digits."
+    return lambda found: math.isclose(found, value, rel_tol=1e-9, abs_tol=1e-12)
+
+
+def same_array(*values: object) -> Callable[[np.ndarray], bool]:
+    return lambda found: found.tolist() == list(values)
+
+
+def unit_vector(found: np.ndarray) -> bool:
+    return found.shape == (1, 384) and math.isclose(float(np.linalg.norm(found)), 1, abs_tol=1e-4)
+
+
+def row(*answers: object) -> dict[str, object]:
+    "Answers in the order of KINDS; a single one counts for all of them."
+    return dict(zip(KINDS, answers * (len(KINDS) if len(answers) == 1 else 1), strict=True))
+
+
+@pytest.fixture(scope="module")
+def minilm():
+    return encoder("minilm")
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    return tfidf_logreg(min_df=1).fit(["good film", "bad film", "fine film", "poor film"], [1, 0, 1, 0])
+
+
+@pytest.fixture
+def here(tmp_path, minilm, fitted):
+    "What the calls of the table need."
+    return SimpleNamespace(folder=tmp_path, minilm=minilm, fitted=fitted)
+
+
+def rows_of(here, line: str | bytes):
+    file = here.folder / "x.jsonl.gz"
+    file.write_bytes(gzip.compress(line if isinstance(line, bytes) else line.encode()))
+    return read_rows(file, {"text": "string"})
+
+
+def model_from(here, content: bytes):
+    file = here.folder / "x.npz"
+    file.write_bytes(content)
+    return load_model(file)
+
+
+def recorded(lesson="99_x", model="m", **values):
+    "What was kept of one row."
+    row = results.record(lesson, model, data="toy", **(values or {"f1": 0.5}))
+    assert results.own_rows(lesson) == [row]
+    return row["metrics"]["f1"]
+
+
+def status(id, answer):
+    feedback = check(id, answer)
+    assert len(repr(feedback)) < 2000 or isinstance(id, str)
+    return feedback.status
+
+ID = exercise_ids("01")[0]
+NO_TEXT = error(TypeError, "expected text, got ")
+NO_NUMBER = error(ValueError, "could not convert string to float")
+TWELVE = " ".join(["word"] * 12) + " …"
+ZEROS, ONE = metrics.PRF(0.0, 0.0, 0.0), metrics.PRF(1.0, 1.0, 1.0)
+NO_TAG = error(ValueError, "is not a BIO tag: expected O, B-TYPE or I-TYPE")
+NO_PROBABILITY = error(ValueError, "probabilities must lie in 0..1")
+NO_SCORE = error(ValueError, "a column must hold numbers, one per row")
+NO_SPLIT = error(ValueError, "split must be a plain word such as 'train'")
+NO_LIMIT = error(ValueError, "limit must be a whole number of at least 1")
+NO_LESSON = error(ValueError, "lesson must be a notebook's name such as '01_imdb_baseline'")
+NO_MODEL = error(ValueError, "model must be a text of 1 to 200 characters")
+NO_METRIC = error(ValueError, "metric f1 must be a finite number")
+MISSING = error(ValueError, "a label or a prediction is missing (NaN)")
+NO_OUTCOME = error(ValueError, "mcnemar compares right and wrong (1 and 0)")
+
+# function: how it is called, with which inputs, and the answers to empty, huge, non-string, NaN, surrogate, NUL
+TABLE = {
+    "load name": (lambda at, x: load(x), TEXTS, row(error(ValueError, "unknown data set"))),
+    "load name in a list": (lambda at, x: load([x]), TEXTS, row(error(ValueError, "unknown data set"))),
+    "load split": (lambda at, x: load("imdb", x), TEXTS, row(NO_SPLIT)),
+    "load limit": (lambda at, x: len(load("imdb", "test", limit=x)), TEXTS | {"huge": 10**400, "non-string": 5.5},
+                   row(NO_LIMIT, 104, *[NO_LIMIT] * 4)),
+    "load source": (lambda at, x: load("imdb", "test", source=x).num_rows, TEXTS,
+                    row(104, *[error(ValueError, "unknown source")] * 5)),
+    "read_rows value": (lambda at, x: rows_of(at, json.dumps({"text": x})), TEXTS, row(
+        [{"text": ""}], [{"text": TEXTS["huge"]}], error(ValueError, "x.jsonl.gz, row 1: column 'text' must be string, got int"),
+        error(ValueError, "must be string, got float"), error(ValueError, "half a surrogate pair"), [{"text": NUL}])),
+    "read_rows file": (lambda at, x: rows_of(at, x), {
+        "empty": b"", "huge": b"[" * MANY, "non-string": b"5", "NaN": b"NaN", "surrogate": b'{"text": "\xed\xa0\x80"}',
+        "NUL": b"\0"}, row(
+        error(ValueError, "x.jsonl.gz: holds no rows"), error(ValueError, "x.jsonl.gz, row 1: not valid JSON"),
+        error(ValueError, "row 1: expected a JSON object, got int"),
+        error(ValueError, "row 1: expected a JSON object, got float"),
+        error(ValueError, "x.jsonl.gz: cannot be read"),
+        error(ValueError, "x.jsonl.gz, row 1: not valid JSON"))),
+    "record lesson": (lambda at, x: recorded(lesson=x), TEXTS, row(NO_LESSON)),
+    "record model": (lambda at, x: recorded(model=x), TEXTS, row(NO_MODEL)),
+    "record metric": (lambda at, x: recorded(f1=x), TEXTS | {"huge": 10**400, "non-string": None}, row(NO_METRIC)),
+    "check id": (lambda at, x: status(x, 1), TEXTS, row("failed")),
+    "check value": (lambda at, x: status(ID, x), TEXTS, row("failed")),
+    "check function": (lambda at, x: status(ID, lambda *_: x), TEXTS, row("failed")),
+    "excerpt": (lambda at, x: excerpt(x), TEXTS, row("", TWELVE, NO_TEXT, NO_TEXT, HALF, NUL)),
+    "clean": (lambda at, x: clean(x), TEXTS, row("", TEXTS["huge"].strip(), NO_TEXT, NO_TEXT, "half", "a b")),
+    "tfidf_logreg fit": (lambda at, x: tfidf_logreg(min_df=1).fit([x, "bad film", "fine film"], [1, 0, 1]).classes_, TEXTS,
+                         row(same_array(0, 1), same_array(0, 1), NO_TEXT, NO_TEXT, same_array(0, 1), same_array(0, 1))),
+    "nb_logreg fit": (lambda at, x: nb_logreg(min_df=1).fit([x, "bad film", "fine film"], [1, 0, 1]).classes_, TEXTS,
+                      row(same_array(0, 1), same_array(0, 1), NO_TEXT, NO_TEXT, same_array(0, 1), same_array(0, 1))),
+    "tfidf_logreg predict": (lambda at, x: at.fitted.predict([x]).shape, TEXTS, row((1,), (1,), NO_TEXT, NO_TEXT, (1,), (1,))),
+    "load_model": (model_from, {"empty": b"", "huge": b"x" * MANY, "non-string": b"\x80\x04N.", "NaN": b"NaN",
+                                "surrogate": b"\xed\xa0\x80", "NUL": b"\0"},
+                   row(error(ValueError, "x.npz is not a model that save_model wrote"))),
+    "find_copies": (lambda at, x: find_copies([x], ["a b"]), TEXTS,
+                    row(same_array(False), same_array(False), NO_TEXT, NO_TEXT, same_array(False), same_array(True))),
+    "find_copies pool": (lambda at, x: find_copies(["a b"], [x]), TEXTS,
+                         row(same_array(False), same_array(False), NO_TEXT, NO_TEXT, same_array(False), same_array(True))),
+    "Encoder.encode": (lambda at, x: at.minilm.encode([x]), TEXTS,
+                       row(unit_vector, unit_vector, NO_TEXT, NO_TEXT, unit_vector, unit_vector)),
+    "exact_match": (lambda at, x: metrics.exact_match(x, "a b"), TEXTS, row(0.0, 0.0, NO_TEXT, NO_TEXT, 0.0, 0.0)),
+    "token_f1": (lambda at, x: metrics.token_f1(x, "a b"), TEXTS, row(0.0, 0.0, NO_TEXT, NO_TEXT, 0.0, 0.0)),
+    "corpus_bleu": (lambda at, x: metrics.corpus_bleu([x], ["a b"]).score, TEXTS, row(0.0, 0.0, NO_TEXT, MISSING, 0.0, 0.0)),
+    "rouge_n": (lambda at, x: metrics.rouge_n(x, "a b"), TEXTS, row(ZEROS, ZEROS, NO_TEXT, NO_TEXT, ZEROS, ONE)),
+    "entity_spans": (lambda at, x: metrics.entity_spans([x]), TEXTS, row(NO_TAG)),
+    "accuracy": (lambda at, x: metrics.accuracy(x, list(x)), NUMBERS,
+                 row(error(ValueError, "nothing to score"), 1.0, 1.0, MISSING, 1.0, 1.0)),
+    "precision_recall_f1": (lambda at, x: metrics.precision_recall_f1(x, list(x), average="macro"), NUMBERS,
+                            row(error(ValueError, "nothing to score"), ONE, ONE, MISSING, ONE, ONE)),
+    "perplexity": (lambda at, x: metrics.perplexity(x), NUMBERS | {"huge": [-0.5] * MANY},
+                   row(error(ValueError, ""), near(math.exp(0.5)), NO_NUMBER,
+                       error(ValueError, "log-probability nan at position 0"),
+                       NO_NUMBER, NO_NUMBER)),
+    "expected_calibration_error": (lambda at, x: errors.expected_calibration_error(x, [1] * len(x)), NUMBERS,
+                                   row(error(ValueError, "non-empty columns"), near(0.5), NO_NUMBER,
+                                       NO_PROBABILITY, NO_NUMBER, NO_NUMBER)),
+    "bootstrap_interval": (lambda at, x: errors.bootstrap_interval(x, resamples=20).estimate, NUMBERS,
+                           row(error(ValueError, "non-empty columns"), near(0.5), NO_SCORE,
+                               error(ValueError, "a column holds NaN"), NO_SCORE, NO_SCORE)),
+    "mcnemar": (lambda at, x: errors.mcnemar(x, [1] * len(x)), NUMBERS,
+                row(error(ValueError, "non-empty columns"), NO_OUTCOME, NO_SCORE,
+                    error(ValueError, "a column holds NaN"), NO_SCORE, NO_SCORE)),
+    "confusion_table": (lambda at, x: errors.confusion_table(x, x).shape, NUMBERS,
+                        row(error(ValueError, "non-empty columns"), (1, 1), (1, 1), error(ValueError, "is missing"),
+                            error(ValueError, "surrogates not allowed"), (1, 1))),
+}
+
+
+@pytest.mark.parametrize(("name", "kind"), [(name, kind) for name in TABLE for kind in KINDS])
+def test_boundary(name, kind, here):
+    call, inputs, answers = TABLE[name]
+    expected = answers[kind]
+    if isinstance(expected, SimpleNamespace):
+        with pytest.raises(expected.kind) as caught:
+            call(here, inputs[kind])
+        assert expected.fragment in str(caught.value)
+        return
+    found = call(here, inputs[kind])
+    assert expected(found) if callable(expected) else (type(found), found) == (type(expected), expected)
+
+
+def test_no_boundary_function_is_forgotten():
+    "Each function that takes a learner's data has its rows in the table."
+    wanted = {"load", "read_rows", "record", "check", "excerpt", "clean", "tfidf_logreg", "load_model",
+              "find_copies", "Encoder.encode",
+              "accuracy", "precision_recall_f1", "corpus_bleu", "rouge_n", "perplexity", "expected_calibration_error", "mcnemar"}
+    assert wanted <= {name.split(" ")[0] for name in TABLE}
+    assert all(set(answers) == set(inputs) == set(KINDS) for _, inputs, answers in TABLE.values())
+
+
+def test_a_lesson_name_stays_inside_the_results_folder(tmp_path):
+    with pytest.raises(ValueError, match="lesson"):
+        results.record("../../outside", "m", data="toy", f1=1)
+    assert list(tmp_path.rglob("outside*")) == []
