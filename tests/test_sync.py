@@ -114,7 +114,7 @@ LESSON_PARTS = ("**You will be able to**", "**Time**", "**Covers**", "## What to
 def test_lesson_has_its_parts_in_order(file: Path) -> None:
     nb = nbformat.read(file, as_version=4)
     text = "\n".join(cell.source for cell in nb.cells if cell.cell_type == "markdown")
-    positions = [text.find(part) for part in LESSON_PARTS]
+    positions = [text.rfind(part) for part in LESSON_PARTS]
     assert -1 not in positions and positions == sorted(positions), dict(zip(LESSON_PARTS, positions, strict=True))
 
 
@@ -124,7 +124,7 @@ def test_lesson_cells_are_small_and_told(file: Path) -> None:
     code = [cell for cell in nb.cells if cell.cell_type == "code"]
     lines = [[line for line in cell.source.splitlines() if line.strip()] for cell in code]
     assert max(map(len, lines)) <= 25
-    assert sum(cell.cell_type == "markdown" for cell in nb.cells) >= 0.9 * len(code)
+    assert sum(cell.cell_type == "markdown" for cell in nb.cells) >= 1.4 * len(code)
     parameters = [cell.source for cell in code if "parameters" in cell.metadata.get("tags", [])]
     assert parameters == ["profile = None"]
 
