@@ -20,7 +20,7 @@ from sklearn.pipeline import Pipeline
 
 from ..course.datasets import as_text
 
-# %% ../../nbs/0_start/01_imdb_baseline.ipynb #56e70863
+# %% ../../nbs/0_start/01_imdb_baseline.ipynb #76eaacd6
 def lowercase(
     text: str,  # one document
 ) -> str:
@@ -31,7 +31,7 @@ def lowercase(
 def clean(
     text: str,  # one document
 ) -> str:  # the same words, space separated
-    "Lowercase a text, drop HTML line breaks and every character that is neither letter, digit, underscore nor apostrophe."
+    "Lowercase, and keep letters, digits, underscores and apostrophes; all else becomes a space."
     text = re.sub(r"<br\s*/?>", " ", lowercase(text))
     return " ".join(re.sub(r"[^\w']", " ", text).split())
 
@@ -45,12 +45,12 @@ def tfidf_logreg(
     tfidf = TfidfVectorizer(preprocessor=lowercase, ngram_range=ngrams, min_df=min_df, sublinear_tf=True)
     return Pipeline([("tfidf", tfidf), ("lr", LogisticRegression(C=C, max_iter=1000))])
 
-# %% ../../nbs/0_start/01_imdb_baseline.ipynb #9bb30309
+# %% ../../nbs/0_start/01_imdb_baseline.ipynb #6b4e3547
 class NBWeights(TransformerMixin, BaseEstimator):
     """Scale features by their naive Bayes log-count ratio (Wang and Manning 2012). Two classes only.
 
-    `fit(X, y)` takes a sparse or dense matrix of shape (documents, features); a feature counts as present where it
-    is above 0. `alpha` is added to every count. `transform` returns a sparse matrix of the same shape."""
+    `fit(X, y)` takes a matrix of shape (documents, features), sparse or dense; a feature counts as
+    present where it is above 0. `alpha` is added to every count. `transform` keeps the shape."""
 
     def __init__(self, alpha: float = 1.0):
         self.alpha = alpha
@@ -61,7 +61,7 @@ class NBWeights(TransformerMixin, BaseEstimator):
         if len(classes) != 2:
             raise ValueError(f"NBWeights needs exactly two classes, got {len(classes)}")
         present = csr_matrix(X) > 0
-        p, q = (self.alpha + np.asarray(present[np.asarray(y) == c].sum(axis=0)).ravel() for c in classes[::-1])
+        q, p = (self.alpha + np.asarray(present[np.asarray(y) == c].sum(axis=0)).ravel() for c in classes)
         self.log_ratio_ = np.log((p / p.sum()) / (q / q.sum()))
         return self
 
@@ -108,7 +108,7 @@ def save_model(
     np.savez_compressed(file, options=options, terms="\n".join(tfidf.get_feature_names_out()), **arrays)
     return file
 
-# %% ../../nbs/0_start/01_imdb_baseline.ipynb #764d2c9a
+# %% ../../nbs/0_start/01_imdb_baseline.ipynb #8f801f52
 def load_model(
     file: str | Path,  # a file that `save_model` wrote
 ) -> Pipeline:  # fitted
@@ -117,13 +117,15 @@ def load_model(
         with np.load(Path(file), allow_pickle=False) as stored:
             parts = {name: stored[name] for name in stored.files}
         options = json.loads(str(parts["options"]))
-        tfidf = TfidfVectorizer(**options | {"preprocessor": lowercase, "ngram_range": tuple(options["ngram_range"])})
+        options["ngram_range"] = tuple(options["ngram_range"])
+        tfidf = TfidfVectorizer(preprocessor=lowercase, **options)
         tfidf.vocabulary = str(parts["terms"]).split("\n")
         tfidf.idf_ = parts["idf"]
         lr = LogisticRegression()
         lr.coef_, lr.intercept_, lr.classes_ = parts["coef"], parts["intercept"], parts["classes"]
     except (KeyError, TypeError, ValueError, BadZipFile, EOFError) as err:
-        raise ValueError(f"{Path(file).name} is not a model that save_model wrote; pickles are not loaded") from err
+        name = Path(file).name
+        raise ValueError(f"{name} is not a model that save_model wrote; pickles are not loaded") from err
     steps = [("tfidf", tfidf), ("lr", lr)]
     if "log_ratio" in parts:
         nb = NBWeights()
