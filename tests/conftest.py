@@ -5,8 +5,14 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+# A slow machine is not a failing test.
+settings.register_profile("course", deadline=None)
+settings.load_profile("course")
 
 
 def tree_files() -> list[Path]:

@@ -119,7 +119,7 @@ def test_verify_puts_measured_beside_claimed_and_fails_where_they_differ(clone, 
 def test_reference_writes_outputs_rows_and_code_hash(clone, capsys, monkeypatch):
     (clone / "README.md").write_text("<!-- lessons -->\n<!-- /lessons -->\n", encoding="utf-8")
     code, out, _ = call(capsys, "reference", "01")
-    assert code == 0 and "01_imdb_baseline: 2 rows" in out
+    assert code == 0 and "01_imdb_baseline: 3 rows" in out
     assert (clone / "nlp_portfolio/reference/01_imdb_baseline.json").is_file()
     nb = nbformat.read(clone / "nbs/0_start/01_imdb_baseline.ipynb", as_version=4)
     assert nb.metadata["nlp_portfolio"]["profile"] == "cpu" and len(nb.metadata["nlp_portfolio"]["code"]) == 64

@@ -476,3 +476,13 @@ def test_real_imdb_has_its_columns_and_counts(monkeypatch, capsys, split, rows):
     assert sorted(set(data["rating"])) == [1, 2, 3, 4, 7, 8, 9, 10]
     assert sum(data["label"]) == rows // 2
     assert all((label == 1) == (rating >= 7) for label, rating in zip(data["label"], data["rating"], strict=True))
+
+
+def test_hub_classes_are_numbered_by_name() -> None:
+    "Copies of a set number their classes differently; the manifest's order counts."
+    hub = ds.manifest()["banking77"]["hub"]
+    assert len(set(hub["label_names"])) == 77
+    row = ds._renamed({"id": "x", "text": "Where is it?", "label": 5, "label_text": "card_linking"}, hub)
+    assert row == {"id": "x", "text": "Where is it?", "label": 1, "intent": "card_linking"}
+    with pytest.raises(ValueError, match="no_such_intent"):
+        ds._renamed({"label_text": "no_such_intent"}, hub)

@@ -1,14 +1,17 @@
 """The exported library is what the notebooks say, and the notebooks are clean: checked on a copy that may be broken."""
 
+import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import nbformat
 import pytest
 from conftest import ROOT, tree_files
 
+from nlp_portfolio.course.datasets import load, manifest
 from nlp_portfolio.course.reference import MACHINE_PATH, code_hash, generate_head, output_texts, repo_url
 from nlp_portfolio.course.runner import course_notebooks
 
@@ -104,6 +107,35 @@ def test_no_machine_path_in_any_text() -> None:
     hits = {file.name: path.findall(file.read_text(encoding="utf-8")) for file in tree_files() if file.suffix in texts}
     found = {name: paths for name, paths in hits.items() if paths}
     assert found == {}
+
+
+DATA = os.environ.get("NLP_PORTFOLIO_DATA")
+
+
+def long_quotes(texts: Iterable[str], rows: Iterable[str], length: int = 13) -> set[str]:
+    "Runs of `length` words that a text shares with a row."
+    def runs(text: str) -> set[str]:
+        words = re.sub(r"<[^>]+>", " ", text).split()
+        return {" ".join(words[i : i + length]) for i in range(len(words) - length + 1)}
+
+    quoted = set().union(*map(runs, texts))
+    return quoted & set().union(*map(runs, rows))
+
+
+def test_a_long_quote_is_seen() -> None:
+    row = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen"
+    assert long_quotes([f"<td>{row}</td>"], [row]) and not long_quotes([row[:60]], [row])
+
+
+@pytest.mark.realdata
+@pytest.mark.skipif(not DATA, reason="NLP_PORTFOLIO_DATA is not set")
+def test_outputs_quote_at_most_a_dozen_words_of_a_real_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    "Not every licence lets us pass rows on; the bundled samples may be shown whole."
+    monkeypatch.setenv("NLP_PORTFOLIO_DATA", DATA)
+    rows = [text for name in manifest() for split in manifest()[name]["sample"]["rows"]
+            for text in load(name, split, source="local")["text"]]
+    texts = [str(text) for file in NOTEBOOKS for text in output_texts(nbformat.read(file, as_version=4))]
+    assert long_quotes(texts, rows) == set()
 
 
 LESSON_PARTS = ("**You will be able to**", "**Time**", "**Covers**", "## What to remember", "## Exercises",

@@ -210,7 +210,15 @@ def _fetch(hub: dict[str, Any], split: str, offline: bool) -> "Dataset":
         raise FileNotFoundError("the cached copy is of another revision")
     return raw
 
-# %% ../../nbs/course/datasets.ipynb #901f5883
+# %% ../../nbs/course/datasets.ipynb #aaa20b21
+def _renamed(row: dict[str, Any], hub: dict[str, Any]) -> dict[str, Any]:
+    "A hub row with the manifest's column names and class numbers. Raises ValueError for a class it does not know."
+    row = {hub.get("rename", {}).get(name, name): value for name, value in row.items()}
+    if "label_names" in hub:
+        row["label"] = hub["label_names"].index(row["intent"])
+    return row
+
+
 def _from_hub(name: str, split: str) -> "Dataset | None":
     "The split from the hub or its cache, or None where the manifest names none or neither has it."
     spec = manifest()[name]
@@ -223,7 +231,7 @@ def _from_hub(name: str, split: str) -> "Dataset | None":
         if offline:
             return None
         raise
-    rows = [{"id": f"{split}-{i}", **row} for i, row in enumerate(raw)]
+    rows = [_renamed({"id": f"{split}-{i}", **row}, hub) for i, row in enumerate(raw)]
     rows = [_check(row, spec["columns"], f"{hub['id']}, {split} row {i}") for i, row in enumerate(rows)]
     return _dataset(rows, name, split, "hub", hub.get("revision", "main"))
 

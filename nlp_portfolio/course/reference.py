@@ -73,7 +73,7 @@ def generate_head(
         elif cell.cell_type == "code" and (found := INSTALLED.search(cell.source)):
             cell.source = install_cell(url, found[1] or "")
 
-# %% ../../nbs/course/reference.ipynb #7cf356b8
+# %% ../../nbs/course/reference.ipynb #b681c389
 def code_hash(
     nb: "nbformat.NotebookNode",
 ) -> str:  # SHA-256, 64 hexadecimal digits
@@ -115,6 +115,8 @@ def take_outputs(
                     continue
                 if out.output_type == "execute_result":
                     out["execution_count"] = None
+                if "metadata" in out:
+                    out["metadata"] = {}  # as nbdev-clean leaves it
                 cell.outputs.append(_without_addresses(out))
     for text in output_texts(nb):
         if found := MACHINE_PATH.search(str(text)):
