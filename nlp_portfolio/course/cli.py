@@ -7,6 +7,7 @@ __all__ = ['doctor', 'repo_root', 'pick', 'run', 'start', 'status', 'verify', 'm
 
 # %% ../../nbs/course/cli.ipynb #eb737275
 import argparse
+import json
 import os
 import platform
 import shutil
@@ -151,22 +152,34 @@ def _judged(rows: list[dict]) -> list[tuple[str, float, float, bool | None]]:
     return judged
 
 # %% ../../nbs/course/cli.ipynb #71a60df7
+def _adapters() -> list[tuple[str, float, float, bool]]:
+    "What `verify_adapters` says in a fresh process: the command line itself never loads torch."
+    code = "import json; from nlp_portfolio.neural.lora import verify_adapters; print(json.dumps(verify_adapters()))"
+    done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        raise RuntimeError("the adapters could not be measured: the reason stands above")
+    return [tuple(row) for row in json.loads(done.stdout.splitlines()[-1])]
+
+
 def verify(
-    names: Sequence[str] = (),  # lessons; none: all
+    names: Sequence[str] = (),  # lessons, or "adapters" for the shipped ones; none: everything
 ) -> "pd.DataFrame":  # claimed | measured | agrees, a row per claim that can be re-measured here
-    "Measure the reference numbers again, offline, and put claimed beside measured."
+    """Measure the reference numbers and the shipped adapters again, offline, and put claimed beside measured.
+    Adapters are measured where the rows of their cards are at hand."""
     import pandas as pd
     from tqdm.auto import tqdm
 
     plans = [("smoke", "sample")]
     if os.environ.get("NLP_PORTFOLIO_DATA"):
         plans.append(("cpu", "local"))
-    judged = []
-    for notebook in tqdm(pick(names), unit="lesson", disable=None):
+    judged, lessons = [], [name for name in names if name != "adapters"]
+    for notebook in tqdm(pick(lessons) if lessons or not names else [], unit="lesson", disable=None):
         for profile, source in plans:
             if any((row["profile"], row["source"]) == (profile, source) for row in reference_rows(notebook.stem)):
                 judged += _judged(measure(notebook, profile, source)[1])
     rows = [row for row in judged if row[3] is not None]
+    if (not names or "adapters" in names) and _version("torch"):
+        rows += _adapters()
     return pd.DataFrame(rows, columns=["claim", "claimed", "measured", "agrees"]).set_index("claim")
 
 # %% ../../nbs/course/cli.ipynb #d61bd962

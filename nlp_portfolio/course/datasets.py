@@ -54,7 +54,7 @@ def _lines(file: Path) -> Iterator[tuple[int, str]]:
         raise ValueError(f"{file.name}: cannot be read ({err}). Copy or download the file again.") from err
 
 
-TYPES = {"string": str, "int64": int, "float64": (int, float), "bool": bool}
+TYPES = {"string": str, "strings": list, "int64": int, "float64": (int, float), "bool": bool}
 
 
 def _check(row: Any, columns: dict[str, str], where: str) -> dict[str, Any]:
@@ -72,7 +72,9 @@ def _check(row: Any, columns: dict[str, str], where: str) -> dict[str, Any]:
             raise ValueError(f"{where}: column {name!r} must be {kind}, got {type(value).__name__}")
         if kind == "int64" and not -(2**63) <= value < 2**63:
             raise ValueError(f"{where}: column {name!r} must be int64, got a number of more than 64 bits")
-        if kind == "string" and any("\ud800" <= c <= "\udfff" for c in value):
+        if kind == "strings" and not all(isinstance(item, str) for item in value):
+            raise ValueError(f"{where}: column {name!r} must be a list of strings")
+        if kind in ("string", "strings") and any("\ud800" <= c <= "\udfff" for c in "".join(value)):
             raise ValueError(f"{where}: column {name!r} holds half a surrogate pair, which is not valid text")
     return {name: row.get(name) for name in columns}
 
@@ -130,7 +132,8 @@ def _dataset(rows: list[dict[str, Any]], name: str, split: str, source: str, ver
     from datasets import Dataset, Features, Value
 
     spec = manifest()[name]
-    features = Features({column: Value(kind.rstrip("?")) for column, kind in spec["columns"].items()})
+    kinds = {column: kind.rstrip("?") for column, kind in spec["columns"].items()}
+    features = Features({column: [Value("string")] if kind == "strings" else Value(kind) for column, kind in kinds.items()})
     data = Dataset.from_list(rows, features=features)
     return _stamp(data, Provenance(name, split, source, len(rows), version))
 
@@ -211,8 +214,10 @@ def _fetch(hub: dict[str, Any], split: str, offline: bool) -> "Dataset":
     return raw
 
 # %% ../../nbs/course/datasets.ipynb #aaa20b21
-def _renamed(row: dict[str, Any], hub: dict[str, Any]) -> dict[str, Any]:
-    "A hub row with the manifest's column names and class numbers. Raises ValueError for a class it does not know."
+def _renamed(row: dict[str, Any], hub: dict[str, Any], names: dict[str, list[str]] | None = None) -> dict[str, Any]:
+    """A hub row with the manifest's column names and class numbers; `names` are the classes of columns that the hub
+    stores as numbers and the manifest as text. Raises ValueError for a class it does not know."""
+    row = row | {column: known[row[column]] for column, known in (names or {}).items()}
     row = {hub.get("rename", {}).get(name, name): value for name, value in row.items()}
     if "label_names" in hub:
         row["label"] = hub["label_names"].index(row["intent"])
@@ -226,12 +231,14 @@ def _from_hub(name: str, split: str) -> "Dataset | None":
     if not hub or split not in hub["rows"]:
         return None
     try:
-        raw = _fetch(hub, split, offline)
+        raw = _fetch(hub, hub.get("splits", {}).get(split, split), offline)
     except (OSError, ValueError):
         if offline:
             return None
         raise
-    rows = [_renamed({"id": f"{split}-{i}", **row}, hub) for i, row in enumerate(raw)]
+    names = {column: feature.names for column, feature in raw.features.items() if hasattr(feature, "names")
+             and spec["columns"].get(hub.get("rename", {}).get(column, column)) == "string"}
+    rows = [_renamed({"id": f"{split}-{i}", **row}, hub, names) for i, row in enumerate(raw)]
     rows = [_check(row, spec["columns"], f"{hub['id']}, {split} row {i}") for i, row in enumerate(rows)]
     return _dataset(rows, name, split, "hub", hub.get("revision", "main"))
 

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['WEIGHTS', 'NEEDED', 'LOADING', 'MEASURE', 'EncoderClassifier', 'token_rows', 'padded', 'trainable_parameters',
            'Recipe', 'one_cycle', 'length_grouped', 'train_classifier', 'predict_logits', 'predict_proba', 'predict',
-           'LoRALinear', 'all_linear', 'with_adapter', 'lora_classifier', 'macro_f1', 'training_mb', 'sha256',
-           'base_name', 'base_sha256', 'save_adapter', 'shipped_adapters', 'adapter_folder', 'read_card',
-           'load_adapter', 'train_adapter', 'measure_adapter', 'measure_in_fresh_process']
+           'LoRALinear', 'all_linear', 'with_adapter', 'lora_classifier', 'training_mb', 'sha256', 'base_name',
+           'base_sha256', 'save_adapter', 'shipped_adapters', 'adapter_folder', 'read_card', 'load_adapter',
+           'train_adapter', 'measure_adapter', 'measured_afresh', 'measure_in_fresh_process', 'verify_adapters']
 
 # %% ../../nbs/5_neural/24_lora.ipynb #d7fb1cff
 import copy
@@ -23,18 +23,18 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-# %% ../../nbs/5_neural/24_lora.ipynb #85070be4
+# %% ../../nbs/5_neural/24_lora.ipynb #99f7b8ea
 import numpy as np
 import pandas as pd
 import torch
-from numpy.typing import ArrayLike
 from peft import LoraConfig, PeftConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 
-# %% ../../nbs/5_neural/24_lora.ipynb #5af53002
+# %% ../../nbs/5_neural/24_lora.ipynb #f5f6ae1d
+from ..classic.linear import macro_f1
 from ..course.datasets import as_text, load, provenance
 from ..course.models import MINILM, MINILM_SHA256, Encoder, encoder
 from ..course.results import write_json
@@ -289,21 +289,6 @@ def lora_classifier(
     config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(targets or all_linear(model.encoder)), lora_dropout=0.1)
     return with_adapter(model, config, seed)
 
-# %% ../../nbs/5_neural/24_lora.ipynb #854a59b4
-def macro_f1(
-    wanted: ArrayLike,  # class numbers, shape (..., rows)
-    predicted: ArrayLike,  # likewise
-    axis: int = -1,  # the axis of the rows
-) -> np.ndarray:  # one number for each data set, for `bootstrap_interval`
-    "Macro F1 of many data sets at once, over the classes that each holds or predicts (as scikit-learn has it)."
-    wanted, predicted = np.moveaxis(np.asarray(wanted), axis, -1), np.moveaxis(np.asarray(predicted), axis, -1)
-    total, classes = 0.0, 0
-    for c in np.union1d(wanted, predicted):
-        is_c, says_c = wanted == c, predicted == c
-        size = is_c.sum(-1) + says_c.sum(-1)
-        total, classes = total + 2 * (is_c & says_c).sum(-1) / np.maximum(size, 1), classes + (size > 0)
-    return total / classes
-
 # %% ../../nbs/5_neural/24_lora.ipynb #8dd7ca01
 def training_mb(
     model: EncoderClassifier,
@@ -365,7 +350,7 @@ def _facts(model: EncoderClassifier, file: Path) -> dict[str, Any]:
             "parameters": trainable_parameters(model), "file": file.name, "file_sha256": sha256(file),
             "file_bytes": file.stat().st_size, "dtype": "float16"}
 
-# %% ../../nbs/5_neural/24_lora.ipynb #0e7f0940
+# %% ../../nbs/5_neural/24_lora.ipynb #99637653
 def save_adapter(
     model: EncoderClassifier,  # with a LoRA adapter
     folder: Path | str,  # made if needed; older files in it are replaced
@@ -379,6 +364,7 @@ def save_adapter(
     tensors = {f"encoder.{name}": value for name, value in get_peft_model_state_dict(model.encoder).items()}
     tensors |= {f"head.{name}": value for name, value in model.head.state_dict().items()}
     save_file({name: value.detach().half().cpu().contiguous() for name, value in tensors.items()}, folder / WEIGHTS)
+    (folder / WEIGHTS).chmod(0o644)  # safetensors lets nobody else read it
     write_json(folder / "card.json", dict(card) | _facts(model, folder / WEIGHTS))
     return folder
 
@@ -514,19 +500,50 @@ def _origin(rows: Any) -> dict[str, str]:
     facts = provenance(rows)
     return {"source": facts.source, "version": facts.version}
 
-# %% ../../nbs/5_neural/24_lora.ipynb #827185c2
-MEASURE = """import json, sys
-from nlp_portfolio.neural.lora import measure_adapter
-print(json.dumps(measure_adapter(sys.argv[1])))"""
+# %% ../../nbs/5_neural/24_lora.ipynb #817a2b16
+MEASURE = """import importlib, json, sys
+module, function = sys.argv[2].split(":")
+print(json.dumps(getattr(importlib.import_module(module), function)(sys.argv[1])))"""
+
+
+def measured_afresh(
+    task: Path | str,  # a shipped task or a folder
+) -> dict[str, Any]:  # what the card's measuring function finds now
+    "Let a Python that knows nothing else measure the file. Raises RuntimeError when it fails."
+    function = read_card(task).get("measured_by", "nlp_portfolio.neural.lora:measure_adapter")
+    done = subprocess.run([sys.executable, "-c", MEASURE, str(task), function], capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"the measurement failed: {done.stderr.strip()[-500:]}")
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def measure_in_fresh_process(
     folder: Path | str,  # what `save_adapter` wrote; its card gets the metrics
 ) -> dict[str, Any]:
-    "Let a Python that knows nothing else measure the file, and write the result into the card."
-    done = subprocess.run([sys.executable, "-c", MEASURE, str(folder)], capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"the measurement failed: {done.stderr.strip()[-500:]}")
-    metrics = json.loads(done.stdout.splitlines()[-1])
+    "Measure the saved file in a fresh process, and write the result into its card."
+    metrics = measured_afresh(folder)
     write_json(adapter_folder(folder) / "card.json", read_card(folder) | {"metrics": metrics})
     return metrics
+
+# %% ../../nbs/5_neural/24_lora.ipynb #4a5e0215
+def _at_hand(metrics: Mapping[str, Any], task: str) -> bool:
+    "Whether the rows that a card was measured on can be loaded here; says why not."
+    try:
+        rows = load(task, metrics["split"], source=metrics["source"])
+    except (KeyError, ValueError) as err:
+        print(f"{task}: not measured again ({err})", file=sys.stderr)
+        return False
+    return _origin(rows)["version"] == metrics["version"]
+
+
+def verify_adapters() -> list[tuple[str, float, float, bool]]:  # claim, claimed, measured, whether they agree
+    "Measure every shipped adapter whose rows are at hand, each in a fresh process."
+    rows = []
+    for task in shipped_adapters():
+        claimed = read_card(task).get("metrics", {})
+        if not _at_hand(claimed, task):
+            continue
+        found = measured_afresh(task)
+        rows += [(f"{task} adapter, {name}", value, found[name], math.isclose(value, found[name], abs_tol=0.002))
+                 for name, value in claimed.items() if isinstance(value, float)]
+    return rows
