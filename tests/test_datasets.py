@@ -107,7 +107,8 @@ def test_hub_entry_pins_a_revision(name):
 def test_bundled_split_is_what_the_manifest_says(name, split):
     data, spec = ds.load(name, split, source="sample"), ds.manifest()[name]
     assert data.num_rows == spec["sample"]["rows"][split]
-    assert {n: f.dtype for n, f in data.features.items()} == {n: kind.rstrip("?") for n, kind in spec["columns"].items()}
+    kinds = {n: "strings" if isinstance(data[0][n], list) else f.dtype for n, f in data.features.items()}
+    assert kinds == {n: kind.rstrip("?") for n, kind in spec["columns"].items()}
     assert len(set(data["id"])) == len(data)
     assert ds.provenance(data).version == spec["sample"]["sha256"][split]
 
@@ -486,3 +487,17 @@ def test_hub_classes_are_numbered_by_name() -> None:
     assert row == {"id": "x", "text": "Where is it?", "label": 1, "intent": "card_linking"}
     with pytest.raises(ValueError, match="no_such_intent"):
         ds._renamed({"label_text": "no_such_intent"}, hub)
+
+
+def test_hub_classes_stored_as_numbers_become_names() -> None:
+    row = ds._renamed({"id": "x", "text": "a", "label": 3}, ds.manifest()["ag_news"]["hub"], {"label": ["World", "b", "c", "Sci/Tech"]})
+    assert row == {"id": "x", "text": "a", "topic": "Sci/Tech"}
+
+
+@pytest.mark.parametrize(("value", "message"), [("refund", "must be strings, got str"), (["refund", 3], "must be a list of strings"),
+                                                (["\ud800"], "half a surrogate pair")])
+def test_list_of_strings_is_checked(value, message) -> None:
+    columns = {"intents": "strings"}
+    assert ds._check({"intents": ["refund", "billing"]}, columns, "row 1") == {"intents": ["refund", "billing"]}
+    with pytest.raises(ValueError, match=message):
+        ds._check({"intents": value}, columns, "row 1")

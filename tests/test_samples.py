@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 from conftest import ROOT
-from sklearn.model_selection import StratifiedGroupKFold, cross_val_score
+from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold, cross_val_score
 
 from nlp_portfolio.classic.baseline import tfidf_logreg
 from nlp_portfolio.course.datasets import manifest
@@ -68,6 +68,23 @@ def test_imdb_sample_is_hard_enough_to_teach_with() -> None:
     accuracy = cross_val_score(tfidf_logreg(), [row["text"] for row in rows], [row["label"] for row in rows],
                                groups=[row["movie_id"] for row in rows], cv=folds).mean()
     assert 0.70 <= accuracy <= 0.92
+
+
+@pytest.mark.parametrize(("name", "label"), [("banking77", "intent"), ("clinc150", "intent"), ("ag_news", "topic"),
+                                             ("tickets", "intent")])
+def test_classes_are_neither_given_away_nor_hopeless(name: str, label: str) -> None:
+    rows = [row for row in rows_of(name) if row[label] != "oos"]
+    folds = StratifiedKFold(5, shuffle=True, random_state=0)
+    accuracy = cross_val_score(tfidf_logreg(min_df=1), [row["text"] for row in rows], [row[label] for row in rows], cv=folds).mean()
+    assert 0.70 <= accuracy <= 0.92
+
+
+def test_tickets_are_what_the_guide_says() -> None:
+    rows = rows_of("tickets")
+    assert len(rows) == 1995 and all(row["intent"] == row["intents"][0] for row in rows)
+    assert all(len(row["intents"]) == 1 for row in rows if row["intent"] == "out_of_scope")
+    assert {row["first_label"] for row in rows} == {row["intent"] for row in rows}
+    assert sum(row["first_label"] not in row["intents"] for row in rows) == 42
 
 
 @pytest.mark.parametrize("name", manifest())
