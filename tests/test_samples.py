@@ -75,7 +75,8 @@ def test_imdb_sample_is_hard_enough_to_teach_with() -> None:
 def test_classes_are_neither_given_away_nor_hopeless(name: str, label: str) -> None:
     rows = [row for row in rows_of(name) if row[label] != "oos"]
     folds = StratifiedKFold(5, shuffle=True, random_state=0)
-    accuracy = cross_val_score(tfidf_logreg(min_df=1), [row["text"] for row in rows], [row[label] for row in rows], cv=folds).mean()
+    texts, labels = [row["text"] for row in rows], [row[label] for row in rows]
+    accuracy = cross_val_score(tfidf_logreg(min_df=1), texts, labels, cv=folds).mean()
     assert 0.70 <= accuracy <= 0.92
 
 
