@@ -56,7 +56,7 @@ def install_cell(
             f'    %pip install -q "{package} @ git+{url}"')
 
 # %% ../../nbs/course/reference.ipynb #9ce83023
-INSTALLED = re.compile(r'%pip install -q "nlp-portfolio(?:\[(\w+)\])? @ ')
+INSTALLED = re.compile(r'%pip install -q "nlp-portfolio(?:\[([\w,]+)\])? @ ')
 
 
 def generate_head(
@@ -198,8 +198,8 @@ def lessons_table(
         text = "\n".join(cell.source for cell in nb.cells if cell.cell_type == "markdown")
         title, promise = re.search(r"^# (.+)$", text, re.M)[1], re.search(r"^> (.+)$", text, re.M)[1]
         took = nb.metadata.get("nlp_portfolio", {}).get("seconds")
-        colab = badges(url, path).splitlines()[0]
-        rows.append(f"| [{file.stem[:2]} {title}]({path}) | {promise} | {f'{took} s' if took else ''} | {colab} |")
+        colab, number = badges(url, path).splitlines()[0], file.stem.split("_")[0]
+        rows.append(f"| [{number} {title}]({path}) | {promise} | {f'{took} s' if took else ''} | {colab} |")
     return "\n".join(rows)
 
 
