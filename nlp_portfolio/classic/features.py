@@ -23,7 +23,7 @@ from sklearn.utils import murmurhash3_32
 
 from ..course.datasets import as_text
 
-# %% ../../nbs/2_classic/06_features.ipynb #f2b7eee7
+# %% ../../nbs/2_classic/06_features.ipynb #399251d2
 def _check_range(ngrams: tuple[int, int]) -> tuple[int, int]:
     "The range itself. Raises ValueError unless it is (shortest, longest) with 1 <= shortest <= longest."
     if len(ngrams) != 2 or not 1 <= ngrams[0] <= ngrams[1]:
@@ -35,8 +35,8 @@ def word_ngrams(
     text: str,  # one document, taken as it is: lowercase it first if case should not count
     ngrams: tuple[int, int] = (1, 1),  # shortest and longest n-gram, in words
 ) -> list[str]:  # the n-grams, the short ones first, each from left to right
-    """Windows over the words of a text. A word has two or more letters, digits or underscores, as in scikit-learn.
-    Raises ValueError for a bad range and TypeError for what is no text."""
+    """Windows over the words of a text. A word has two or more letters, digits or underscores, as in
+    scikit-learn. Raises ValueError for a bad range and TypeError for what is no text."""
     low, high = _check_range(ngrams)
     words = re.findall(r"\b\w\w+\b", as_text(text))
     return [" ".join(words[i:i + n]) for n in range(low, high + 1) for i in range(len(words) - n + 1)]
@@ -62,36 +62,36 @@ def vocabulary_growth(
         rows += [(i, tokens, len(seen))] if i in marks else []
     return pd.DataFrame(rows, columns=["documents", "tokens", "vocabulary"])
 
-# %% ../../nbs/2_classic/06_features.ipynb #8fce80f2
+# %% ../../nbs/2_classic/06_features.ipynb #64ee8420
 def heaps_law(
     n: ArrayLike,  # documents or tokens read, positive, shape (points,)
     vocabulary: ArrayLike,  # different features seen by then, positive, shape (points,)
 ) -> tuple[float, float]:  # K and beta
-    """Fit vocabulary = K * n**beta (Heaps 1978) by least squares on logarithms. Raises ValueError unless there are
-    two different n and all numbers are positive."""
+    """Fit vocabulary = K * n**beta (Heaps 1978) by least squares on logarithms. Raises ValueError unless there
+    are two different n and all numbers are positive."""
     n, vocabulary = np.asarray(n, dtype=float), np.asarray(vocabulary, dtype=float)
     if n.shape != vocabulary.shape or len(np.unique(n)) < 2 or not (min(n.min(), vocabulary.min()) > 0):
         raise ValueError("need two or more different n, as many vocabulary sizes, and all of them positive")
     beta, log_k = np.polyfit(np.log(n), np.log(vocabulary), 1)
     return float(np.exp(log_k)), float(beta)
 
-# %% ../../nbs/2_classic/06_features.ipynb #601f18c5
+# %% ../../nbs/2_classic/06_features.ipynb #66a823ef
 def char_ngrams(
     text: str,  # one document, taken as it is
     n: int = 3,  # window width in characters
 ) -> list[str]:  # every window, left to right; none when the text is shorter than `n`
-    "Slide a window of `n` characters over `text`. Raises ValueError when `n` < 1, TypeError for what is no text."
+    "Slide a window of `n` characters over `text`. Raises ValueError when `n` < 1, TypeError for no text."
     if n < 1:
         raise ValueError(f"n must be at least 1, got {n}")
     return [text[i:i + n] for i in range(len(as_text(text)) - n + 1)]
 
-# %% ../../nbs/2_classic/06_features.ipynb #94dab15d
+# %% ../../nbs/2_classic/06_features.ipynb #7fbe4e71
 def char_wb_ngrams(
     text: str,  # one document, taken as it is
     ngrams: tuple[int, int] = (2, 5),  # narrowest and widest window
 ) -> list[str]:  # windows of the first word, narrow ones first, then of the next word
-    """Windows of characters inside words, a space on both sides of each word. A word not wider than a window gives
-    itself, once. Raises ValueError for a bad range and TypeError for what is no text."""
+    """Windows of characters inside words, a space on both sides of each word. A word not wider than a window
+    gives itself, once. Raises ValueError for a bad range and TypeError for what is no text."""
     low, high = _check_range(ngrams)
     found = []
     for word in (f" {word} " for word in as_text(text).split()):
@@ -101,9 +101,9 @@ def char_wb_ngrams(
                 break
     return found
 
-# %% ../../nbs/2_classic/06_features.ipynb #502d417b
+# %% ../../nbs/2_classic/06_features.ipynb #1d55c224
 def _mistype(word: str, kind: float, where: float) -> str:
-    "Swap two neighbours or drop a letter, never the first; `kind` and `where` lie in 0..1. The word always changes."
+    "Swap two neighbours or drop a letter, never the first; `kind`, `where` in 0..1. The word always changes."
     i = 1 + int(where * (len(word) - 2))
     if kind < 0.5 and word[i] != word[i + 1]:
         return word[:i] + word[i + 1] + word[i] + word[i + 2:]
@@ -115,8 +115,8 @@ def with_typos(
     rate: float,  # the share of the longer words that get a typo, 0..1
     seed: int | Sequence[int] = 42,  # seed of the draws; (seed, row) gives each document draws of its own
 ) -> str:
-    """Swap or drop one letter in a share of the words of four letters or more. With the same seed a higher rate keeps
-    the typos of a lower one. Raises ValueError for a rate outside 0..1, TypeError for what is no text."""
+    """Swap or drop one letter in a share of the words of four letters or more. With the same seed a higher
+    rate keeps the typos of a lower one. Raises ValueError for a rate outside 0..1, TypeError for no text."""
     if not 0 <= rate <= 1:
         raise ValueError(f"rate must lie in 0..1, got {rate}")
     pattern = re.compile(r"[^\W\d_]{4,}")
@@ -128,7 +128,7 @@ def with_typos(
 
     return pattern.sub(change, text)
 
-# %% ../../nbs/2_classic/06_features.ipynb #38136554
+# %% ../../nbs/2_classic/06_features.ipynb #f8606199
 def _matrix(
     rows: Iterable[Iterable[tuple[int, float]]],  # per document: column and value, columns may repeat
     width: int,  # how many columns
@@ -140,11 +140,12 @@ def _matrix(
             columns.append(column)
             values.append(value)
         ends.append(len(columns))
-    X = csr_matrix((np.array(values, float), np.array(columns, np.int32), np.array(ends, np.int32)), (len(ends) - 1, width))
+    arrays = np.array(values, float), np.array(columns, np.int32), np.array(ends, np.int32)
+    X = csr_matrix(arrays, (len(ends) - 1, width))
     X.sum_duplicates()
     return X
 
-# %% ../../nbs/2_classic/06_features.ipynb #30c3dafb
+# %% ../../nbs/2_classic/06_features.ipynb #cf349c16
 def _check_buckets(buckets: int) -> int:
     "The number itself. Raises ValueError unless it lies in 1..2**31 - 1."
     if not 1 <= buckets < 2**31:
@@ -156,32 +157,33 @@ def bucket_of(
     feature: str,  # any text
     buckets: int = 2**18,  # how many there are
 ) -> tuple[int, int]:  # the bucket, 0..buckets-1, and the sign, 1 or -1
-    """Where the hashing trick puts a feature: MurmurHash3 (32 bits, seed 0), as in scikit-learn's HashingVectorizer.
-    Raises ValueError for a bad number of buckets, TypeError for what is no text."""
+    """Where the hashing trick puts a feature: MurmurHash3 (32 bits, seed 0), as in scikit-learn's
+    HashingVectorizer. Raises ValueError for a bad number of buckets, TypeError for what is no text."""
     h = murmurhash3_32(as_text(feature).encode("utf-8", "surrogatepass"))
     return abs(h) % _check_buckets(buckets), 1 if h >= 0 else -1
 
-# %% ../../nbs/2_classic/06_features.ipynb #4c62c380
+# %% ../../nbs/2_classic/06_features.ipynb #5f3cc906
 def hashed_counts(
     documents: Iterable[str],  # texts
     analyze: Analyzer,  # a document to its features
     buckets: int = 2**18,  # how many columns
     signed: bool = True,  # add or subtract 1 by the hash's sign; False always adds
 ) -> csr_matrix:  # float64, shape (documents, buckets)
-    """Counts of hashed features: no vocabulary, nothing to fit (Weinberger et al. 2009). Raises ValueError for a bad
-    number of buckets, TypeError for a single text in place of many."""
+    """Counts of hashed features: no vocabulary, nothing to fit (Weinberger et al. 2009). Raises ValueError for
+    a bad number of buckets, TypeError for a single text in place of many."""
     if isinstance(documents, str):
         raise TypeError("expected many documents, got one text: put it into a list")
     _check_buckets(buckets)
     pairs = ([bucket_of(feature, buckets) for feature in analyze(document)] for document in documents)
     return _matrix(([(bucket, sign if signed else 1) for bucket, sign in row] for row in pairs), buckets)
 
-# %% ../../nbs/2_classic/06_features.ipynb #2b07c094
+# %% ../../nbs/2_classic/06_features.ipynb #4dcc7b01
 def expected_collisions(
     features: int,  # how many different features, 0 or more
     buckets: int,  # how many buckets
 ) -> float:
-    "How many features share their bucket with another one, on average over hashes. Raises ValueError for bad numbers."
+    """How many features share their bucket with another one, on average over hashes. Raises ValueError for a
+    negative number of features or a bad number of buckets."""
     if features < 0:
         raise ValueError(f"features must be 0 or more, got {features}")
     if _check_buckets(buckets) == 1 or features < 2:
@@ -197,12 +199,13 @@ def count_collisions(
     sizes = Counter(bucket_of(feature, buckets)[0] for feature in set(features))
     return sum(n for n in sizes.values() if n > 1)
 
-# %% ../../nbs/2_classic/06_features.ipynb #ea328635
+# %% ../../nbs/2_classic/06_features.ipynb #ddb9f2a6
 def vocabulary_bytes(
     vocabulary: Mapping[str, Any],  # feature to column, as in `vectorizer.vocabulary_`
 ) -> int:
     "Bytes of a dictionary with its keys and values. Numbers shared between entries count each time."
-    return sys.getsizeof(vocabulary) + sum(sys.getsizeof(key) + sys.getsizeof(value) for key, value in vocabulary.items())
+    entries = sum(sys.getsizeof(key) + sys.getsizeof(value) for key, value in vocabulary.items())
+    return sys.getsizeof(vocabulary) + entries
 
 
 def _leaves(step: Any) -> list[Any]:
@@ -216,17 +219,19 @@ def model_bytes(
 ) -> dict[str, int]:  # "vocabulary" and "numbers" (idf, weights, intercepts)
     "What a fitted linear text model keeps in memory, in bytes."
     leaves = _leaves(model)
-    arrays = [getattr(leaf, name) for leaf in leaves for name in ("idf_", "coef_", "intercept_") if hasattr(leaf, name)]
-    return {"vocabulary": sum(vocabulary_bytes(leaf.vocabulary_) for leaf in leaves if hasattr(leaf, "vocabulary_")),
+    names = ("idf_", "coef_", "intercept_")
+    arrays = [getattr(leaf, name) for leaf in leaves for name in names if hasattr(leaf, name)]
+    vocabularies = [leaf.vocabulary_ for leaf in leaves if hasattr(leaf, "vocabulary_")]
+    return {"vocabulary": sum(map(vocabulary_bytes, vocabularies)),
             "numbers": sum(np.asarray(array).nbytes for array in arrays)}
 
-# %% ../../nbs/2_classic/06_features.ipynb #fa0c1d5a
+# %% ../../nbs/2_classic/06_features.ipynb #2f108976
 def names_in_buckets(
     documents: Iterable[str],  # texts to look through, once
     analyze: Analyzer,  # a document to its features
     buckets: int,  # how many there are
     wanted: Collection[int],  # the buckets to name
-) -> dict[int, list[tuple[str, int, int]]]:  # per wanted bucket: (feature, sign, count), the most frequent first
+) -> dict[int, list[tuple[str, int, int]]]:  # per wanted bucket: (feature, sign, count), frequent ones first
     "Names for a few buckets of a hashed model, without keeping a vocabulary of all."
     found = {int(bucket): Counter() for bucket in wanted}
     for document in documents:

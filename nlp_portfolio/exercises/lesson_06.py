@@ -175,7 +175,7 @@ register(Exercise(
     ),
 ))
 
-# %% ../../nbs/course/exercises/lesson_06.ipynb #8cdfbac2
+# %% ../../nbs/course/exercises/lesson_06.ipynb #c3013078
 def choose(rows: list[dict], limit: float) -> str:
     "The lightest row within the limit whose loss against the best is below one point even at the upper end."
     fitting = [row for row in rows if row["MB"] <= limit and row["loss high"] <= 0.01]
@@ -185,7 +185,7 @@ def choose(rows: list[dict], limit: float) -> str:
 def _choice_cases(rng: Random) -> list[tuple]:
     def row(mb: float, loss: float, width: float) -> dict:
         low, high = round(loss - width, 4), round(loss + width, 4)
-        return {"MB": round(mb, 2), "loss": round(loss, 4), "loss low": low, "loss high": high}
+        return {"MB": round(mb, 2), "loss": round(loss, 4) + 0.0, "loss low": low, "loss high": high}
     rows = [
         row(rng.uniform(30, 45), 0.0, 0.0),  # the best: the others are compared with it
         row(rng.uniform(9, 11), rng.uniform(0.001, 0.004), 0.004),
