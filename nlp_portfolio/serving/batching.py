@@ -122,13 +122,14 @@ class Batching:
         if min(self.max_batch, self.max_queue, self.max_chars) < 1 or not self.max_wait_ms >= 0:
             raise ValueError("max_batch, max_queue and max_chars must be at least 1, max_wait_ms at least 0")
 
-# %% ../../nbs/8_serving/39_service.ipynb #236694c3
+# %% ../../nbs/8_serving/39_service.ipynb #28bcd8b7
 class BatchLoop:
-    "Computes what waits in `lanes`, batch by batch. `pace` is seconds a text, `state` and `reason` say how it is doing."
+    """Computes what waits in `lanes`, batch by batch. `state` and `reason` say how it is doing; `pace` is seconds a text,
+    `busy_since` when the batch under way began (infinity when there is none)."""
 
     def __init__(self, plan: Batching, on_batch: Callable[[int, float], Any]):
         self.plan, self.on_batch, self.lanes = plan, on_batch, [{} for _ in range(len(plan.bounds) + 1)]
-        self.state, self.reason, self.pace, self._running = "stopped", "not started", 0.0, []
+        self.state, self.reason, self.pace, self.busy_since, self._running = "stopped", "not started", 0.0, math.inf, []
 
     async def _company(self) -> None:
         "Wait until a batch is full, or its first text has waited long enough, or the service is closing."
@@ -143,9 +144,10 @@ class BatchLoop:
 
     async def _compute(self, predict: Predict) -> None:
         "Compute one batch, and hand the answers to those who still wait."
-        self._running, start = take(min(self.lanes, key=arrival), self.plan.max_batch), time.perf_counter()
+        self._running, self.busy_since = take(min(self.lanes, key=arrival), self.plan.max_batch), time.perf_counter()
         answers = await self._thread.run(run_batch, predict, [text for _, text in self._running])
-        seconds, size = time.perf_counter() - start, len(self._running)
+        seconds, size = time.perf_counter() - self.busy_since, len(self._running)
+        self.busy_since = math.inf
         for (ticket, _), answer in zip(self._running, answers, strict=True):
             settle(ticket, answer)
         self.pace += (seconds / size - self.pace) / 5
@@ -205,7 +207,7 @@ class Lifecycle(Intake):
         for ticket in waiting:
             settle(ticket, NotServing(f"{self.state}: {self.reason}"))
 
-# %% ../../nbs/8_serving/39_service.ipynb #f17d8d4c
+# %% ../../nbs/8_serving/39_service.ipynb #faefe8fb
 class Batcher(Lifecycle):
     """Takes texts one by one and computes them in batches: asyncio in front, one model thread behind. `load()` returns
     `predict(texts) -> answers`. `state` is loading, ready, failed, draining or stopped. For one event loop at a time."""
@@ -218,7 +220,7 @@ class Batcher(Lifecycle):
     def start(self) -> None:
         "Begin to load the model, and return at once."
         self.state, self.reason = "loading", "the model is loading"
-        self._thread, self._wake, self._running = ModelThread(), asyncio.Event(), []
+        self._thread, self._wake, self._running, self.busy_since = ModelThread(), asyncio.Event(), [], math.inf
         self._life = asyncio.create_task(self._live(self.load))
 
     async def stop(self, drain_s: float = 10.0) -> None:
