@@ -254,6 +254,11 @@ def test_a_client_that_leaves_frees_its_slot_before_the_model_runs(cache):
         assert 'nlp_requests_total{route="/predict",status="499"} 3.0' in page
 
 
+def test_a_cache_of_ones_own_is_used():
+    with Running(cache=AnswerCache(normalize=str.lower)) as one:
+        assert [one.ask(text).json()["answers"][0]["source"] for text in ("Lost CARD", "lost card")] == ["model", "cache"]
+
+
 def test_equal_requests_at_once_are_computed_once():
     with Running(limits=Limits(deadline_s=20)) as one:
         one.model.gate.clear()

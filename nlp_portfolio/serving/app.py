@@ -507,7 +507,7 @@ def _loader(load: Callable[[], Predict] | None, load_stream: Callable[[], Stream
 
     return both
 
-# %% ../../nbs/course/serving/app.ipynb #4f5aa8ac
+# %% ../../nbs/course/serving/app.ipynb #b206696b
 def create_app(
     load: Callable[[], Predict] | None,  # called once, in the model's thread; returns predict(texts) -> answers that are JSON
     *,
@@ -525,8 +525,9 @@ def create_app(
         raise ValueError("a service needs load, load_stream or both")
     metrics, made = Metrics(), []
     batcher = Batcher(_loader(load, load_stream, made), batching, metrics.batch)
-    service = Service(name, limits, metrics, batcher, AnswerCache() if cache is True else cache or None,
-                      RequestLog(log) if isinstance(log, (str, Path)) else log, fallback, note)
+    kept = AnswerCache() if cache is True else cache if isinstance(cache, AnswerCache) else None  # an empty one is false
+    written = RequestLog(log) if isinstance(log, (str, Path)) else log
+    service = Service(name, limits, metrics, batcher, kept, written, fallback, note)
     made.append(service)
     _gauges(service)
 
