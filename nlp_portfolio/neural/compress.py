@@ -5,9 +5,11 @@
 # %% auto #0
 __all__ = ['Part', 'DTYPES', 'FORMAT', 'latency_ms', 'merged', 'onnx_graph', 'OnnxClassifier', 'fidelity', 'int8_blocks',
            'from_blocks', 'int8_graph', 'onnx_path', 'onnx_file', 'onnx_card', 'onnx_classifier', 'distillation_loss',
-           'layer_student', 'softmax_temperature', 'FastLinear', 'fast_linear', 'Probabilistic', 'Cascade']
+           'layer_student', 'softmax_temperature', 'FastLinear', 'fast_linear', 'Probabilistic', 'Cascade', 'Committee',
+           'linear_probe']
 
-# %% ../../nbs/5_neural/30_compress.ipynb #c2bc86c0
+# %% ../../nbs/5_neural/30_compress.ipynb #60197cd0
+import base64
 import copy
 import hashlib
 import json
@@ -15,6 +17,7 @@ import logging
 import os
 import time
 import warnings
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,7 +25,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Protocol
 
-# %% ../../nbs/5_neural/30_compress.ipynb #1a488a4a
+# %% ../../nbs/5_neural/30_compress.ipynb #bfcf8bd5
 import numpy as np
 import onnx
 import onnxruntime as ort
@@ -30,17 +33,20 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
+from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import train_test_split
 from sklearn.pipeline import Pipeline
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-# %% ../../nbs/5_neural/30_compress.ipynb #c288b077
+# %% ../../nbs/5_neural/30_compress.ipynb #01252495
 from ..classic.linear import intent_model
 from ..course.datasets import READERS, as_text, manifest
+from ..course.models import encoder
 from ..course.results import locked, write_json
 from ..course.settings import active, home
-from .lora import WEIGHTS, EncoderClassifier, adapter_folder, load_adapter, padded, read_card, sha256, token_rows
+from .lora import WEIGHTS, EncoderClassifier, adapter_folder, load_adapter, padded
+from .lora import predict_logits, read_card, sha256, token_rows
 
 # %% ../../nbs/5_neural/30_compress.ipynb #7709236b
 def latency_ms(
@@ -72,7 +78,7 @@ def merged(
         plain.encoder = plain.encoder.merge_and_unload()
     return plain.eval()
 
-# %% ../../nbs/5_neural/30_compress.ipynb #29edcd6a
+# %% ../../nbs/5_neural/30_compress.ipynb #fdd3a6ae
 @contextmanager
 def _hushed() -> Iterator[None]:
     "No warnings and no log lines from the exporter."
@@ -83,6 +89,10 @@ def _hushed() -> Iterator[None]:
             yield
     finally:
         logging.disable(before)
+
+
+def _packed(text: str) -> str:
+    return base64.b64encode(zlib.compress(text.encode(), 9)).decode()
 
 
 def onnx_graph(
@@ -98,7 +108,7 @@ def onnx_graph(
     graph = program.model_proto
     del graph.graph.value_info[:]  # shapes of the trace, which quantizing would contradict
     helper.set_model_props(graph, {"labels": json.dumps(plain.labels), "max_length": str(plain.max_length),
-                                   "tokenizer": plain.tokenizer.backend_tokenizer.to_str()})
+                                   "tokenizer": _packed(plain.tokenizer.backend_tokenizer.to_str())})
     return graph
 
 # %% ../../nbs/5_neural/30_compress.ipynb #5660e9a4
@@ -114,7 +124,7 @@ def _session(model: Path | str | bytes | onnx.ModelProto, threads: int) -> ort.I
     except Exception as err:  # the runtime's errors share no class of their own
         raise ValueError("this is no ONNX model that can be run, or it is cut short: build it again") from err
 
-# %% ../../nbs/5_neural/30_compress.ipynb #17c79afd
+# %% ../../nbs/5_neural/30_compress.ipynb #04d5bf7a
 class OnnxClassifier:
     """An exported text classifier on ONNX Runtime: one file, one session, `threads` processor threads a call. Any number
     of Python threads may ask it at once. Raises FileNotFoundError or ValueError for what is no exported classifier."""
@@ -127,7 +137,7 @@ class OnnxClassifier:
         if missing := [name for name in ("labels", "max_length", "tokenizer") if name not in facts]:
             raise ValueError(f"the model lacks {', '.join(missing)}: it was not made by onnx_graph")
         self.labels, self.max_length = json.loads(facts["labels"]), int(facts["max_length"])
-        self.tokenizer = Tokenizer.from_str(facts["tokenizer"])
+        self.tokenizer = Tokenizer.from_str(zlib.decompress(base64.b64decode(facts["tokenizer"])).decode())
         self.tokenizer.no_padding()
         self.tokenizer.enable_truncation(self.max_length)
 
@@ -174,10 +184,10 @@ def fidelity(
     return {"agreement": float((reference.argmax(1) == small.argmax(1)).mean()),
             "largest_difference": float(np.abs(softmax(reference, axis=1) - softmax(small, axis=1)).max())}
 
-# %% ../../nbs/5_neural/30_compress.ipynb #75d34187
+# %% ../../nbs/5_neural/30_compress.ipynb #144fb938
 def int8_blocks(
     weight: np.ndarray,  # float, shape (inputs, outputs)
-    block: int = 64,  # numbers that share a scale, along the inputs
+    block: int = 32,  # numbers that share a scale, along the inputs
 ) -> tuple[np.ndarray, np.ndarray]:  # uint8 (outputs, blocks, block), where 128 means 0; float32 scales (outputs, blocks)
     "Symmetric int8: in each block the largest absolute value becomes 127. The last block is filled up with zeros."
     columns = np.asarray(weight, dtype=np.float32).T
@@ -230,10 +240,10 @@ def _int8_part(node: onnx.NodeProto, weights: dict[str, onnx.TensorProto], block
     matrix = numpy_helper.to_array(held)
     return _int8_product(node, matrix, block) if place else _int8_lookup(node, matrix)
 
-# %% ../../nbs/5_neural/30_compress.ipynb #70b3f96d
+# %% ../../nbs/5_neural/30_compress.ipynb #2a9449f6
 def int8_graph(
     graph: onnx.ModelProto,  # fp32, left as it is
-    block: int = 64,  # weights that share a scale: 16, 32, 64, 128 or 256
+    block: int = 32,  # weights that share a scale: 16, 32, 64, 128 or 256
 ) -> onnx.ModelProto:  # weights and products in int8; sums, norms, softmax and the head in fp32
     "Quantize an exported encoder. Raises ValueError for a block size that the runtime does not have."
     if block not in (16, 32, 64, 128, 256):
@@ -267,7 +277,7 @@ def onnx_path(
     key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
     return home() / "cache" / "onnx" / f"{adapter_folder(task).name}-{dtype}-{key}.onnx"
 
-# %% ../../nbs/5_neural/30_compress.ipynb #1ed5401d
+# %% ../../nbs/5_neural/30_compress.ipynb #8efac763
 def _intact(file: Path) -> bool:
     "Whether a cached model is there, whole, and the one its card describes."
     try:
@@ -282,10 +292,16 @@ def _bundled_texts(task: str) -> list[str]:
     return [text for part in parts if part is not None for text in part["text"]]
 
 
+def _full_graph(task: Path | str) -> onnx.ModelProto:
+    "The fp32 graph: from the cache where it is, else exported."
+    known = onnx_path(task, "float32")
+    return onnx.load(known) if _intact(known) else onnx_graph(load_adapter(task))
+
+
 def _build(task: Path | str, dtype: str, file: Path) -> None:
     "Export, quantize, compare with fp32, and write model and card, each in one step."
     print(f"{file.stem.rsplit('-', 1)[0]}: exporting, once, some seconds ...", end=" ", flush=True)
-    start, full = time.perf_counter(), onnx_graph(load_adapter(task))
+    start, full = time.perf_counter(), _full_graph(task)
     content = DTYPES[dtype](full).SerializeToString()
     texts = _bundled_texts(read_card(task)["task"])
     same = fidelity(*(OnnxClassifier(one).predict_logits(texts) for one in (full, content))) if texts else {}
@@ -458,3 +474,42 @@ class Cascade:
     def predict(self, texts: Sequence[str]) -> list[str]:
         "The most probable label of each text."
         return [self.labels[i] for i in self.answer(texts)[0].argmax(1)]
+
+# %% ../../nbs/5_neural/30_compress.ipynb #0085e9fa
+class Committee:
+    """Several models that know the same labels: their probabilities are averaged with weights. Raises ValueError for
+    other labels, other counts, or weights that are negative or all zero."""
+
+    def __init__(self, models: Sequence[Probabilistic], weights: Sequence[float]):
+        if not models or len(models) != len(weights) or min(weights) < 0 or not sum(weights) > 0:
+            raise ValueError(f"need a weight of 0 or more for each model, got {len(models)} models and {list(weights)}")
+        if any(list(one.labels) != list(models[0].labels) for one in models):
+            raise ValueError("the models of a committee must know the same labels in the same order")
+        self.models, self.weights = list(models), np.array(weights, dtype=np.float32) / sum(weights)
+        self.labels = list(models[0].labels)
+
+    def predict_proba(self, texts: Sequence[str]) -> np.ndarray:
+        "Weighted mean of the probabilities: float32, shape (texts, labels)."
+        return sum(w * one.predict_proba(texts) for w, one in zip(self.weights, self.models, strict=True))
+
+    def predict(self, texts: Sequence[str]) -> list[str]:
+        "The most probable label of each text."
+        return [self.labels[i] for i in self.predict_proba(texts).argmax(1)]
+
+# %% ../../nbs/5_neural/30_compress.ipynb #b592e76a
+def linear_probe(
+    texts: Sequence[str],  # training documents
+    labels: Sequence[str],  # their names
+    known: Sequence[str] | None = None,  # all labels the model shall name, in this order; None: those of the rows
+    C: float = 1.0,  # inverse strength of the penalty
+) -> EncoderClassifier:
+    "The encoder as it is with logistic regression for a head. A known label without rows is never chosen."
+    base, known = encoder(), list(known or sorted(set(labels)))
+    eye = EncoderClassifier(base, [str(i) for i in range(base.dim)])
+    nn.init.eye_(eye.head.weight), nn.init.zeros_(eye.head.bias)
+    fitted = LogisticRegression(C=C, max_iter=200).fit(predict_logits(eye, texts), list(labels))
+    model, rows = EncoderClassifier(base, known), [known.index(name) for name in fitted.classes_]
+    nn.init.zeros_(model.head.weight), nn.init.constant_(model.head.bias, -1e4)
+    model.head.weight.data[rows] = torch.tensor(fitted.coef_, dtype=torch.float32, device=model.head.weight.device)
+    model.head.bias.data[rows] = torch.tensor(fitted.intercept_, dtype=torch.float32, device=model.head.bias.device)
+    return model.eval()
