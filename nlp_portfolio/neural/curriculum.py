@@ -85,7 +85,7 @@ def _checked(difficulty: Sequence[float], batch_size: int, steps: int, lengths: 
         raise ValueError(f"{len(found)} difficulties but {len(lengths)} lengths: every row needs both")
     return found
 
-# %% ../../nbs/5_neural/23_faster_training.ipynb #d39f3adb
+# %% ../../nbs/5_neural/23_faster_training.ipynb #1c690e15
 def curriculum_batches(
     difficulty: Sequence[float],  # one a row; low comes first, so its negative is the reverse order
     batch_size: int,  # rows
@@ -106,7 +106,8 @@ def curriculum_batches(
     while len(plan) < steps:
         share = competence(len(plan), pace, start, power)
         admitted = max(batch_size, math.ceil(share * len(order)))
-        deck, known = rng.permutation(np.concatenate([deck, order[known:admitted]])), admitted
+        if admitted > known:
+            deck, known = rng.permutation(np.concatenate([deck, order[known:admitted]])), admitted
         hand = 1 if lengths is None else min(pool, known // batch_size)
         rows, deck = _dealt(deck, order[:known], hand * batch_size, rng)
         plan += [rows] if lengths is None else [rows[b] for b in length_grouped(sizes[rows], batch_size, rng, hand)]
