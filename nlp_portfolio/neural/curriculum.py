@@ -85,15 +85,14 @@ def _checked(difficulty: Sequence[float], batch_size: int, steps: int, lengths: 
         raise ValueError(f"{len(found)} difficulties but {len(lengths)} lengths: every row needs both")
     return found
 
-# %% ../../nbs/5_neural/23_faster_training.ipynb #1c690e15
+# %% ../../nbs/5_neural/23_faster_training.ipynb #3196f697
 def curriculum_batches(
     difficulty: Sequence[float],  # one a row; low comes first, so its negative is the reverse order
     batch_size: int,  # rows
     steps: int,  # batches in the whole run
     rng: np.random.Generator,  # decides ties and the order within what is admitted
     pace: int | None = None,  # step at which everything is admitted; None: half of the steps
-    start: float = 0.1,  # share admitted at step 0; 1.0 is the random order
-    power: float = 2.0,  # shape of the pace, see `competence`
+    start: float = 0.1, power: float = 2.0,  # see `competence`; a start of 1.0 is the random order
     lengths: Sequence[int] | None = None,  # tokens of each row: batches of rows of similar length
     pool: int = 10,  # with lengths: batches drawn together and grouped
 ) -> list[np.ndarray]:  # row numbers of each batch
@@ -104,8 +103,7 @@ def curriculum_batches(
     pace = max(1, steps // 2) if pace is None else pace
     plan, deck, known = [], order[:0], 0
     while len(plan) < steps:
-        share = competence(len(plan), pace, start, power)
-        admitted = max(batch_size, math.ceil(share * len(order)))
+        admitted = max(batch_size, math.ceil(competence(len(plan), pace, start, power) * len(order)))
         if admitted > known:
             deck, known = rng.permutation(np.concatenate([deck, order[known:admitted]])), admitted
         hand = 1 if lengths is None else min(pool, known // batch_size)
