@@ -5,7 +5,7 @@ import threading
 from collections import OrderedDict
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from nlp_portfolio.serving.cache import LRU, AnswerCache, single_spaced
@@ -18,8 +18,9 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
-@settings(max_examples=100)
-@given(st.integers(1, 4), st.lists(st.tuples(st.sampled_from(["get", "put", "tick"]), st.sampled_from(b"abcdef")), max_size=60))
+@settings(max_examples=300)
+@given(st.integers(1, 3), st.lists(st.tuples(st.sampled_from(["get", "put", "tick"]), st.sampled_from(b"abcd")), max_size=60))
+@example(2, [("put", 1), ("put", 2), ("get", 1), ("put", 3), ("get", 1)])
 def test_lru_does_what_a_simple_model_of_it_does(size, steps):
     now, kept = [0.0], OrderedDict()
     lru = LRU(size, ttl_s=5, clock=lambda: now[0])

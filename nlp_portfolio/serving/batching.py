@@ -122,10 +122,9 @@ class Batching:
         if min(self.max_batch, self.max_queue, self.max_chars) < 1 or not self.max_wait_ms >= 0:
             raise ValueError("max_batch, max_queue and max_chars must be at least 1, max_wait_ms at least 0")
 
-# %% ../../nbs/8_serving/39_service.ipynb #28bcd8b7
+# %% ../../nbs/8_serving/39_service.ipynb #c352d19d
 class BatchLoop:
-    """Computes what waits in `lanes`, batch by batch. `state` and `reason` say how it is doing; `pace` is seconds a text,
-    `busy_since` when the batch under way began (infinity when there is none)."""
+    "Computes what waits in `lanes`. `pace` is seconds a text, `busy_since` when the batch under way began (infinity: none)."
 
     def __init__(self, plan: Batching, on_batch: Callable[[int, float], Any]):
         self.plan, self.on_batch, self.lanes = plan, on_batch, [{} for _ in range(len(plan.bounds) + 1)]
@@ -146,12 +145,11 @@ class BatchLoop:
         "Compute one batch, and hand the answers to those who still wait."
         self._running, self.busy_since = take(min(self.lanes, key=arrival), self.plan.max_batch), time.perf_counter()
         answers = await self._thread.run(run_batch, predict, [text for _, text in self._running])
-        seconds, size = time.perf_counter() - self.busy_since, len(self._running)
-        self.busy_since = math.inf
+        seconds, self.busy_since = time.perf_counter() - self.busy_since, math.inf
         for (ticket, _), answer in zip(self._running, answers, strict=True):
             settle(ticket, answer)
-        self.pace += (seconds / size - self.pace) / 5
-        self.on_batch(size, seconds)
+        self.pace += (seconds / len(answers) - self.pace) / 5
+        self.on_batch(len(answers), seconds)
 
 # %% ../../nbs/8_serving/39_service.ipynb #a2b185b9
 class Intake(BatchLoop):
