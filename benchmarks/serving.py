@@ -137,8 +137,8 @@ if __name__ == "__main__":
         sys.exit()
     TicketTagger.load("int8")  # built once, before anybody is timed
     table = bench(args.requests)
-    facts = {"date": datetime.date.today().isoformat(), "machine": f"{platform.machine()}, {os.cpu_count()} cores, model on one thread",
-             "requests": args.requests, "max_batch": MAX_BATCH, "max_wait_ms": MAX_WAIT_MS}
+    machine = f"{platform.machine()}, {os.cpu_count()} cores, model on one thread"
+    facts = {"date": datetime.date.today().isoformat(), "machine": machine, "requests": args.requests, "max_batch": MAX_BATCH, "max_wait_ms": MAX_WAIT_MS}
     REPORT.parent.mkdir(exist_ok=True)
     REPORT.write_text(json.dumps({**facts, "rows": table.round(4).to_dict("records")}, indent=1) + "\n", encoding="utf-8")
     print(table.round(1).to_string(index=False))
