@@ -393,7 +393,7 @@ def test_the_shipped_card_is_complete() -> None:
     assert card["scope"]["chosen_on"] == "validation" and card["scope"]["chosen_rows"] == 3084
     assert card["measured_by"] == scope.MEASURED_BY and card["metrics"]["split"] == "test"
     assert card["metrics"]["rows"] == 2737 and card["metrics"]["source"] == "local"
-    assert card["metrics"]["in_scope_accuracy"] > 0.95 and card["metrics"]["oos_recall"] > 0.592  # BERT in Larson et al.
+    assert card["metrics"]["in_scope_accuracy"] > 0.95 and card["metrics"]["oos_recall"] > 0.6
 
 
 @pytest.mark.realdata

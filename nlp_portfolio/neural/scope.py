@@ -161,12 +161,12 @@ def choose_threshold(
     least = curve["in_scope_accuracy"].iloc[0] - give_up
     return curve[curve["in_scope_accuracy"] >= least - 1e-12].iloc[-1]
 
-# %% ../../nbs/5_neural/22_finetune.ipynb #998eba12
+# %% ../../nbs/5_neural/22_finetune.ipynb #ae2b5aa6
 def _share(part: np.ndarray, whole: np.ndarray, axis: int = -1) -> np.ndarray:
     "part / whole, counted along the last axis; 0 where the whole is nothing."
     return (part & whole).sum(axis=axis) / np.maximum(whole.sum(axis=axis), 1)
 
-
+# %% ../../nbs/5_neural/22_finetune.ipynb #be072c6b
 def scope_report(
     labels: Sequence[str],  # what is true; `out` for out of scope
     guesses: Sequence[str],  # the best in-scope class of each request
@@ -218,7 +218,7 @@ def _scope(card: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError("the card's threshold is no finite number: choose it again with add_scope")
     return scope
 
-# %% ../../nbs/5_neural/22_finetune.ipynb #7ef839ce
+# %% ../../nbs/5_neural/22_finetune.ipynb #4810a22d
 class Answer(NamedTuple):
     "A label or the out-of-scope one, its probability, and the score that decided (higher: more in scope)."
 
@@ -226,7 +226,7 @@ class Answer(NamedTuple):
     probability: float
     score: float
 
-
+# %% ../../nbs/5_neural/22_finetune.ipynb #64ca5d23
 class ScopedClassifier:
     """An adapter that can say "none of these". `predict` answers with the best in-scope label and its probability, or,
     where the score is below the card's threshold, with the card's out-of-scope label and what that probability leaves.
