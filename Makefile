@@ -1,12 +1,15 @@
 # make start       environment, lesson 01 on the data at hand, its results, JupyterLab (NO_LAB=1 stops before JupyterLab)
 # make test        environment, then everything: sync, lint, tests, every notebook (ARGS="-k metrics" passes arguments to pytest)
 # make lab         JupyterLab on the course
+# make serve P=1   the service of a project on a port of this machine (ARGS="--port 9000" passes arguments)
+# make demo P=1    its demo in the browser
+# make bench       the services under load, beside LitServe with the same model
 # make reference   for contributors: refresh kept outputs, reference rows and tables (FULL=1 measures the full profile too)
 
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 
-.PHONY: start test lab reference clean
+.PHONY: start test lab serve demo bench reference clean
 
 start: .venv/ready
 	@.venv/bin/nlp-portfolio start $(if $(NO_LAB),--no-lab)
@@ -16,6 +19,17 @@ test: .venv/ready
 
 lab: .venv/ready
 	@.venv/bin/python -m jupyterlab nbs/0_start/00_start.ipynb
+
+P ?= 1
+
+serve: .venv/ready
+	@.venv/bin/python projects/$(P)_*/service.py $(ARGS)
+
+demo: .venv/ready
+	@.venv/bin/python projects/$(P)_*/app.py $(ARGS)
+
+bench: .venv/ready
+	@.venv/bin/python benchmarks/serving.py $(ARGS)
 
 reference: .venv/ready
 	@.venv/bin/nlp-portfolio reference $(if $(FULL),--full)

@@ -27,7 +27,7 @@ def disagreements(fresh: list[dict[str, Any]], reference: list[dict[str, Any]]) 
 
 
 @pytest.mark.required
-@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda file: file.relative_to(ROOT / "nbs").as_posix())
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda file: file.relative_to(ROOT).as_posix().removeprefix("nbs/"))
 def test_notebook_runs_and_repeats_its_reference(notebook: Path) -> None:
     _, rows, seconds = measure(notebook, "smoke", "sample", limit=120)
     lessons = {row["lesson"] for row in rows} | {notebook.stem}
