@@ -56,7 +56,7 @@ def install_cell(
             f'    %pip install -q "{package} @ git+{url}"')
 
 # %% ../../nbs/course/reference.ipynb #9ce83023
-INSTALLED = re.compile(r'%pip install -q "nlp-portfolio(?:\[(\w+)\])? @ ')
+INSTALLED = re.compile(r'%pip install -q "nlp-portfolio(?:\[([\w,]+)\])? @ ')
 
 
 def generate_head(
