@@ -77,7 +77,7 @@ def test_fp32_answers_like_torch(shipped: lora.EncoderClassifier, full: compress
 def test_int8_answers_like_fp32(full: compress.OnnxClassifier, small: compress.OnnxClassifier, texts: list[str]) -> None:
     reference = full.predict_logits(texts)
     found = compress.fidelity(reference, small.predict_logits(texts))
-    assert found["agreement"] >= 0.99 and 0 < found["largest_difference"] <= 0.05
+    assert found["agreement"] >= 0.995 and 0 < found["largest_difference"] <= 0.05
     two_best = np.sort(softmax(reference, axis=1), axis=1)[:, -2:]
     clear = two_best[:, 1] - two_best[:, 0] > 0.05
     assert clear.mean() > 0.9
@@ -213,7 +213,8 @@ def test_built_once_then_served_from_the_cache(exports: list[int], capsys: pytes
 
 
 @pytest.mark.parametrize("harm", ["cut", "empty", "changed", "gone", "no card", "broken card", "list card"])
-def test_a_broken_cache_is_built_again(harm: str, exports: list[int]) -> None:
+def test_a_broken_cache_is_built_again(harm: str, exports: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compress, "_bundled_texts", lambda task: ["I lost my card"])
     file = compress.onnx_file("banking77")
     content, card = file.read_bytes(), file.with_suffix(".json")
     if harm in ("cut", "empty", "changed"):
@@ -232,8 +233,8 @@ def test_int8_is_made_from_a_cached_fp32_file(exports: list[int]) -> None:
     compress.onnx_file("banking77", "float32")
     compress.onnx_file("banking77", "int8")
     assert len(exports) == 1
-    same = compress.onnx_card("banking77", "float32")
-    assert same["agreement"] == 1.0 and same["largest_difference"] <= 1e-6
+    said = {dtype: "agreement" in compress.onnx_card("banking77", dtype) for dtype in ("int8", "float32")}
+    assert said == {"int8": True, "float32": False}
 
 
 def test_the_key_follows_the_adapter_the_base_and_the_versions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -277,7 +278,8 @@ while not other.exists():
 print(onnx_classifier("banking77").predict(["I lost my card"])[0])"""
 
 
-def test_two_processes_build_it_once(exports: list[int], tmp_path: Path) -> None:
+def test_two_processes_build_it_once(exports: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compress, "_bundled_texts", lambda task: ["I lost my card"])
     compress.onnx_file("banking77", "float32")  # so that neither has to trace
     names = [str(tmp_path / "a"), str(tmp_path / "b")]
     both = [subprocess.Popen([sys.executable, "-W", "ignore", "-c", ASK, *order], stdout=subprocess.PIPE, text=True,
@@ -438,10 +440,11 @@ def test_a_committee_averages() -> None:
         compress.Committee([a, Fixed(["y", "x"], {})], [1, 1])
 
 
-def test_a_probe_names_only_labels_it_has_seen(rows: tuple, texts: list[str]) -> None:
-    some = [i for i, name in enumerate(rows[1]) if name in ("pin_blocked", "exchange_rate", "age_limit")]
-    model = compress.linear_probe([rows[0][i] for i in some], [rows[1][i] for i in some],
-                                  known=["aaa_never", "age_limit", "exchange_rate", "pin_blocked"])
+@pytest.mark.parametrize("count", [2, 3])
+def test_a_probe_names_only_labels_it_has_seen(count: int, rows: tuple, texts: list[str]) -> None:
+    names = sorted(set(rows[1]))[:count]
+    some = [i for i, name in enumerate(rows[1]) if name in names]
+    model = compress.linear_probe([rows[0][i] for i in some], [rows[1][i] for i in some], known=["aaa_never", *names])
     guessed = lora.predict(model, [rows[0][i] for i in some])
     assert np.mean(np.array(guessed) == np.array([rows[1][i] for i in some])) > 0.9
     assert "aaa_never" not in lora.predict(model, texts) and lora.predict_proba(model, texts)[:, 0].max() == 0
