@@ -10,13 +10,18 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from fastapi import HTTPException
 
+from nlp_portfolio.cases.tickets import TicketTagger, readable
 from nlp_portfolio.classic.baseline import clean, find_copies, load_model, nb_logreg, tfidf_logreg
+from nlp_portfolio.classic.features import char_ngrams, word_ngrams
 from nlp_portfolio.course import results
 from nlp_portfolio.course.datasets import excerpt, load, read_rows
 from nlp_portfolio.course.exercise import check, exercise_ids
 from nlp_portfolio.course.models import encoder
 from nlp_portfolio.evaluation import errors, metrics
+from nlp_portfolio.neural.lora import load_adapter, predict
+from nlp_portfolio.serving.app import Limits, read_texts
 
 NAN, HALF, NUL, MANY = float("nan"), "half \ud800", "a\0b", 10**5
 KINDS = ("empty", "huge", "non-string", "NaN", "surrogate", "NUL")
@@ -43,6 +48,10 @@ def unit_vector(found: np.ndarray) -> bool:
     return found.shape == (1, 384) and math.isclose(float(np.linalg.norm(found)), 1, abs_tol=1e-4)
 
 
+def one_in_sum(found: dict[str, float]) -> bool:
+    return len(found) == 18 and math.isclose(sum(found.values()), 1, abs_tol=1e-4)
+
+
 def row(*answers: object) -> dict[str, object]:
     "Answers in the order of KINDS; a single one counts for all of them."
     return dict(zip(KINDS, answers * (len(KINDS) if len(answers) == 1 else 1), strict=True))
@@ -58,10 +67,20 @@ def fitted():
     return tfidf_logreg(min_df=1).fit(["good film", "bad film", "fine film", "poor film"], [1, 0, 1, 0])
 
 
+@pytest.fixture(scope="module")
+def adapter():
+    return load_adapter("banking77")
+
+
+@pytest.fixture(scope="module")
+def tagger():
+    return TicketTagger.load()
+
+
 @pytest.fixture
-def here(tmp_path, minilm, fitted):
+def here(tmp_path, minilm, fitted, adapter, tagger):
     "What the calls of the table need."
-    return SimpleNamespace(folder=tmp_path, minilm=minilm, fitted=fitted)
+    return SimpleNamespace(folder=tmp_path, minilm=minilm, fitted=fitted, adapter=adapter, tagger=tagger)
 
 
 def rows_of(here, line: str | bytes):
@@ -146,6 +165,17 @@ TABLE = {
                          row(same_array(False), same_array(False), NO_TEXT, NO_TEXT, same_array(False), same_array(True))),
     "Encoder.encode": (lambda at, x: at.minilm.encode([x]), TEXTS,
                        row(unit_vector, unit_vector, NO_TEXT, NO_TEXT, unit_vector, unit_vector)),
+    "word_ngrams": (lambda at, x: len(word_ngrams(x)), TEXTS, row(0, MANY, NO_TEXT, NO_TEXT, 1, 0)),
+    "char_ngrams": (lambda at, x: len(char_ngrams(x)), TEXTS, row(0, 5 * MANY - 2, NO_TEXT, NO_TEXT, 4, 1)),
+    "predict": (lambda at, x: [label in at.adapter.labels for label in predict(at.adapter, [x])], TEXTS,
+                row([True], [True], NO_TEXT, NO_TEXT, [True], [True])),
+    "readable": (lambda at, x: readable(x), TEXTS, row("", TEXTS["huge"][:4000], NO_TEXT, NO_TEXT, "half ?", "a b")),
+    "TicketTagger.predict": (lambda at, x: at.tagger.predict([x])[0]["probabilities"], TEXTS,
+                             row(one_in_sum, one_in_sum, NO_TEXT, NO_TEXT, one_in_sum, one_in_sum)),
+    "read_texts": (lambda at, x: read_texts(x, Limits()), TEXTS, row(
+        error(HTTPException, "422: text 1 is empty"), error(HTTPException, "413: text 1 is longer than 20,000 characters"),
+        error(HTTPException, "must be a string or a list of strings"), error(HTTPException, "must be a string or a list"),
+        ["half ?"], [NUL])),
     "exact_match": (lambda at, x: metrics.exact_match(x, "a b"), TEXTS, row(0.0, 0.0, NO_TEXT, NO_TEXT, 0.0, 0.0)),
     "token_f1": (lambda at, x: metrics.token_f1(x, "a b"), TEXTS, row(0.0, 0.0, NO_TEXT, NO_TEXT, 0.0, 0.0)),
     "corpus_bleu": (lambda at, x: metrics.corpus_bleu([x], ["a b"]).score, TEXTS, row(0.0, 0.0, NO_TEXT, MISSING, 0.0, 0.0)),
@@ -190,7 +220,7 @@ def test_boundary(name, kind, here):
 def test_no_boundary_function_is_forgotten():
     "Each function that takes a learner's data has its rows in the table."
     wanted = {"load", "read_rows", "record", "check", "excerpt", "clean", "tfidf_logreg", "load_model",
-              "find_copies", "Encoder.encode",
+              "find_copies", "Encoder.encode", "word_ngrams", "predict", "TicketTagger.predict", "read_texts",
               "accuracy", "precision_recall_f1", "corpus_bleu", "rouge_n", "perplexity", "expected_calibration_error", "mcnemar"}
     assert wanted <= {name.split(" ")[0] for name in TABLE}
     assert all(set(answers) == set(inputs) == set(KINDS) for _, inputs, answers in TABLE.values())
