@@ -169,6 +169,8 @@ def test_no_number_moves_by_more_than_half_a_step(weight: np.ndarray, block: int
     step = np.repeat(scales, block, axis=1)[:, : len(weight)].T
     assert (np.abs(again - weight) <= step / 2 + 1e-5).all()
     assert (again[weight == 0] == 0).all()
+    largest = np.abs(codes.astype(int) - 128).max(2)
+    assert set(np.unique(largest)) <= {0, 127}  # every block uses the whole range, or is all zeros
 
 
 def test_smaller_blocks_lose_less() -> None:
