@@ -110,8 +110,9 @@ def test_verify_puts_measured_beside_claimed_and_fails_where_they_differ(clone, 
     monkeypatch.setattr(cli, "reference_rows", lambda lesson: [row] if lesson == row["lesson"] else [])
     monkeypatch.setattr(cli, "measure", lambda notebook, profile, source: (None, [
         {**row, "metrics": {"accuracy": 0.75, "seconds": 1}}], 1))
+    monkeypatch.setattr(cli, "_adapters", lambda: [("toy adapter, accuracy", 0.5, 0.5, True)])
     found, out, _ = call(capsys, "verify")
-    assert found == code
+    assert found == code and re.search(r"toy adapter, accuracy +0\.50? +0\.50? +True$", out, re.M)
     assert re.search(rf"accuracy \(smoke, sample\) +{claimed}0? +0\.75 +{verdict}$", out, re.M)
     assert "seconds" not in out
 
