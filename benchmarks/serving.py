@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import litserve
 import pandas as pd
 
 from nlp_portfolio.cases.tickets import TicketTagger
@@ -44,25 +45,26 @@ def start_ours(port: int, max_batch: int) -> None:
     serve(create_app(lambda: main_intents, name="ours", batching=plan, cache=None), port=port)
 
 
+class Api(litserve.LitAPI):
+    "LitServe's form of the same model. At module level, because its worker is another process."
+
+    def setup(self, device: str) -> None:
+        self.tagger = TicketTagger.load("int8")
+        self.tagger.predict(["warm up"])
+
+    def decode_request(self, request: dict[str, str]) -> str:
+        return request["text"]
+
+    def predict(self, texts: list[str]) -> list[str]:
+        return [answer["intents"][0]["intent"] for answer in self.tagger.predict(texts)]
+
+    def encode_response(self, output: str) -> dict[str, str]:
+        return {"answer": output}
+
+
 def start_litserve(port: int) -> None:
-    import litserve
-
-    class Api(litserve.LitAPI):
-        def setup(self, device: str) -> None:
-            self.tagger = TicketTagger.load("int8")
-            self.tagger.predict(["warm up"])
-
-        def decode_request(self, request: dict[str, str]) -> str:
-            return request["text"]
-
-        def predict(self, texts: list[str]) -> list[str]:
-            return [answer["intents"][0]["intent"] for answer in self.tagger.predict(texts)]
-
-        def encode_response(self, output: str) -> dict[str, str]:
-            return {"answer": output}
-
-    api = Api(max_batch_size=MAX_BATCH, batch_timeout=MAX_WAIT_MS / 1000)
-    server = litserve.LitServer(api, accelerator="cpu", devices=1, workers_per_device=1, timeout=30)
+    server = litserve.LitServer(Api(max_batch_size=MAX_BATCH, batch_timeout=MAX_WAIT_MS / 1000), accelerator="cpu", devices=1,
+                                workers_per_device=1, timeout=30)
     server.run(host="127.0.0.1", port=port, generate_client_file=False, log_level="error")
 
 
