@@ -1,4 +1,4 @@
-"""The ticket service under load: ours with batching, ours one text at a time, and LitServe, with the same int8 model.
+"""Services under load: ours with batching, ours one text at a time, and LitServe, each pair with the same model.
 
 `make bench` runs it; the table is printed and written to projects/1_ticket_intents/reports/latency.json. Every server is a
 process of its own on the loopback interface, caches are off, each request carries another ticket. Options: `--requests 600`.
@@ -22,57 +22,79 @@ import httpx
 import litserve
 import pandas as pd
 
-from nlp_portfolio.cases.tickets import TicketTagger
+from nlp_portfolio.cases.tickets import TicketTagger, classifier
 from nlp_portfolio.course.datasets import load
+from nlp_portfolio.neural.compress import has_bf16
 from nlp_portfolio.serving.app import create_app, serve
 from nlp_portfolio.serving.batching import Batching
 from nlp_portfolio.serving.load import Refused, closed_loop, open_loop, summary
 
 REPORT = Path(__file__).resolve().parents[1] / "projects/1_ticket_intents/reports/latency.json"
 CLIENTS = (1, 8, 32)
-MAX_BATCH, MAX_WAIT_MS = 32, 2.0
+MAX_WAIT_MS, SHORT = 2.0, 48  # characters of a short text
 
 
-def main_intents(texts: list[str]) -> list[str]:
-    "What both servers answer: the small part of the tagger's answer, so that JSON is not what is measured."
-    return [answer["intents"][0]["intent"] for answer in TAGGER.predict(texts)]
+class Model:
+    "The tagger, or its classifier alone: one label a text, so that JSON is not what is measured."
 
+    def __init__(self, task: str, dtype: str):
+        self.tagger = TicketTagger.load(dtype, task="tickets") if task == "tickets" else None
+        self.labels = None if self.tagger else classifier(task, dtype)
 
-def start_ours(port: int, max_batch: int) -> None:
-    global TAGGER
-    TAGGER = TicketTagger.load("int8")
-    plan = Batching(max_batch=max_batch, max_wait_ms=MAX_WAIT_MS if max_batch > 1 else 0)
-    serve(create_app(lambda: main_intents, name="ours", batching=plan, cache=None), port=port)
+    def predict(self, texts: list[str]) -> list[str]:
+        if self.tagger:
+            return [answer["intents"][0]["intent"] for answer in self.tagger.predict(texts)]
+        return [self.labels.labels[row.argmax()] for row in self.labels.predict_proba(texts)]
 
 
 class Api(litserve.LitAPI):
     "LitServe's form of the same model. At module level, because its worker is another process."
 
+    def __init__(self, task: str, dtype: str, **options: Any):
+        super().__init__(**options)
+        self.wanted = task, dtype
+
     def setup(self, device: str) -> None:
-        self.tagger = TicketTagger.load("int8")
-        self.tagger.predict(["warm up"])
+        self.model = Model(*self.wanted)
+        self.model.predict(["warm up"])
 
     def decode_request(self, request: dict[str, str]) -> str:
         return request["text"]
 
-    def predict(self, texts: list[str]) -> list[str]:
-        return [answer["intents"][0]["intent"] for answer in self.tagger.predict(texts)]
+    def predict(self, texts: list[str] | str) -> list[str] | str:
+        return self.model.predict(texts) if isinstance(texts, list) else self.model.predict([texts])[0]
 
     def encode_response(self, output: str) -> dict[str, str]:
         return {"answer": output}
 
 
-def start_litserve(port: int) -> None:
-    server = litserve.LitServer(Api(max_batch_size=MAX_BATCH, batch_timeout=MAX_WAIT_MS / 1000), accelerator="cpu", devices=1,
-                                workers_per_device=1, timeout=30)
-    server.run(host="127.0.0.1", port=port, generate_client_file=False, log_level="error")
+def start(peer: str, task: str, dtype: str, max_batch: int, port: int) -> None:
+    "Serve until terminated."
+    if peer == "LitServe":
+        waits = {"max_batch_size": max_batch, "batch_timeout": MAX_WAIT_MS / 1000} if max_batch > 1 else {}
+        server = litserve.LitServer(Api(task, dtype, **waits), accelerator="cpu", devices=1, workers_per_device=1, timeout=30)
+        server.run(host="127.0.0.1", port=port, generate_client_file=False, log_level="error")
+    else:
+        plan = Batching(max_batch=max_batch, max_wait_ms=MAX_WAIT_MS if max_batch > 1 else 0)
+        serve(create_app(lambda: Model(task, dtype).predict, name=task, batching=plan, cache=None), port=port)
 
 
-SERVERS: dict[str, Callable[[int], None]] = {
-    "ours, batched": lambda port: start_ours(port, MAX_BATCH),
-    "ours, one at a time": lambda port: start_ours(port, 1),
-    "LitServe, batched": start_litserve,
-}
+MANY = "bfloat16" if has_bf16() else "float32"
+SERVERS = [  # texts, peer, task, dtype, texts a batch
+    ("tickets", "ours", "tickets", "int8", 8),
+    ("tickets", "LitServe", "tickets", "int8", 8),
+    ("short texts", "ours", "banking77", "int8", 1),
+    ("short texts", "ours", "banking77", MANY, 1),
+    ("short texts", "ours", "banking77", MANY, 32),
+    ("short texts", "LitServe", "banking77", MANY, 32),
+]
+
+
+def texts_of(kind: str, count: int) -> list[str]:
+    "Tickets, or the first words of bank customers' questions, repeated until there are enough."
+    source = load("tickets" if kind == "tickets" else "banking77", "train")
+    texts = source["text"] if kind == "tickets" else [text[:SHORT] for text in source["text"]]
+    return [texts[i % len(texts)] for i in range(count)]
 
 
 def free_port() -> int:
@@ -113,14 +135,15 @@ async def measure(url: str, texts: list[str], on: Callable[[dict[str, Any]], Non
 
 
 def bench(requests: int) -> pd.DataFrame:
-    rows, source = [], load("tickets", "train")["text"]
-    texts = [source[i % len(source)] for i in range(requests)]
-    for name in SERVERS:
+    rows = []
+    for number, (kind, peer, _, dtype, max_batch) in enumerate(SERVERS):
         url = f"http://127.0.0.1:{(port := free_port())}"
-        process = subprocess.Popen([sys.executable, __file__, "--server", name, "--port", str(port)], stdout=subprocess.DEVNULL)
+        command = [sys.executable, __file__, "--server", str(number), "--port", str(port)]
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        about = {"texts": kind, "server": peer, "dtype": dtype, "max_batch": max_batch}
         try:
             wait_until_ready(url, process)
-            asyncio.run(measure(url, texts, lambda row, name=name: rows.append({"server": name, **row})))
+            asyncio.run(measure(url, texts_of(kind, requests), lambda row, about=about: rows.append({**about, **row})))
         finally:
             process.terminate()
             process.wait(30)
@@ -131,17 +154,18 @@ def bench(requests: int) -> pd.DataFrame:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--requests", type=int, default=1200, help="requests of each load")
-    parser.add_argument("--server", choices=SERVERS, help=argparse.SUPPRESS)
+    parser.add_argument("--server", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--port", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.server:
-        SERVERS[args.server](args.port)
+    if args.server is not None:
+        start(*SERVERS[args.server][1:], args.port)
         sys.exit()
-    TicketTagger.load("int8")  # built once, before anybody is timed
+    for task in ("tickets", "banking77"):
+        classifier(task, "int8")  # built once, before anybody is timed
     table = bench(args.requests)
     machine = f"{platform.machine()}, {os.cpu_count()} cores, model on one thread"
     facts = {"date": datetime.date.today().isoformat(), "machine": machine, "requests": args.requests,
-             "max_batch": MAX_BATCH, "max_wait_ms": MAX_WAIT_MS, "rows": table.round(4).to_dict("records")}
+             "max_wait_ms": MAX_WAIT_MS, "rows": table.round(4).to_dict("records")}
     REPORT.parent.mkdir(exist_ok=True)
     REPORT.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     print(table.round(1).to_string(index=False))

@@ -1,7 +1,11 @@
 """Every test runs offline on the bundled sample, in a home of its own, and a required test may not skip."""
 
+import datetime
+import json
+import os
 import shutil
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -46,6 +50,32 @@ def tree(tmp_path: Path) -> Path:
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(file, target)
     return tmp_path / "tree"
+
+
+class Campaign:
+    """Fuzzing and killing: the suite runs a short form with a fixed seed, `make fuzz N=100000` the long one, whose figures are kept
+    in tests/campaigns."""
+
+    def __init__(self) -> None:
+        self.long, self._start = int(os.environ.get("NLP_PORTFOLIO_CAMPAIGN", 0)), time.monotonic()
+
+    def count(self, short: int) -> int:
+        "How many to run."
+        return self.long or short
+
+    def keep(self, name: str, **figures: object) -> None:
+        "Write the figures of a long run beside the tests."
+        if self.long:
+            facts = {"date": datetime.date.today().isoformat(), "seconds": round(time.monotonic() - self._start), **figures}
+            file = ROOT / "tests/campaigns" / f"{name}.json"
+            file.parent.mkdir(exist_ok=True)
+            file.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+
+
+@pytest.fixture
+def campaign() -> Campaign:
+    "How long a campaign is in this run."
+    return Campaign()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -176,7 +176,7 @@ class OnnxClassifier(Probabilistic):
             raise ValueError(f"the model lacks {', '.join(missing)}: it was not made by onnx_graph")
         self.labels, self.max_length, self.tokenizer = json.loads(facts["labels"]), int(facts["max_length"]), _tokenizer(facts)
 
-    def predict_logits(self, texts: Sequence[str], batch_size: int = 8) -> np.ndarray:
+    def predict_logits(self, texts: Sequence[str], batch_size: int = 1) -> np.ndarray:
         "Scores before the softmax: float32, shape (texts, labels). Texts of similar length share a batch."
         rows = [self.tokenizer.encode(text).ids for text in _texts(texts)]
         order = np.argsort([len(row) for row in rows], kind="stable")
@@ -186,7 +186,7 @@ class OnnxClassifier(Probabilistic):
             logits[now] = self.session.run(["logits"], _arrays([rows[i] for i in now]))[0]
         return logits
 
-    def predict_proba(self, texts: Sequence[str], batch_size: int = 8) -> np.ndarray:
+    def predict_proba(self, texts: Sequence[str], batch_size: int = 1) -> np.ndarray:
         "Probabilities in the order of the texts: float32, shape (texts, labels)."
         return softmax(self.predict_logits(texts, batch_size), axis=1)
 
@@ -294,7 +294,7 @@ def int8_blocks(
     columns = np.asarray(weight, dtype=np.float32).T
     parts = np.pad(columns, ((0, 0), (0, -columns.shape[1] % block))).reshape(len(columns), -1, block)
     scales = np.abs(parts).max(2) / np.float32(127)
-    scales[scales == 0] = 1
+    scales[scales < 1e-30] = 1  # nothing but zeros
     return (np.round(parts / scales[:, :, None]) + 128).astype(np.uint8), scales
 
 # %% ../../nbs/5_neural/30_compress.ipynb #d97a5690
@@ -323,7 +323,7 @@ def _int8_product(node: onnx.NodeProto, weight: np.ndarray, block: int) -> Part:
 def _int8_lookup(node: onnx.NodeProto, table: np.ndarray) -> Part:
     "A lookup in an embedding table, as codes and one scale a row."
     scales = np.abs(table).max(1, keepdims=True) / np.float32(127)
-    scales[scales == 0] = 1
+    scales[scales < 1e-30] = 1  # nothing but zeros
     codes, name, out = np.round(table / scales).astype(np.int8), node.input[0], node.output[0]
     nodes = [helper.make_node("Gather", [f"{name}_codes", node.input[1]], [f"{out}_codes"]),
              helper.make_node("Gather", [f"{name}_scales", node.input[1]], [f"{out}_scales"]),

@@ -28,6 +28,7 @@ from typing import Any
 import uvicorn
 from fastapi import FastAPI, HTTPException, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi_offline import FastAPIOffline
 
 from .batching import Batcher, Batching, DeadlineExceeded, NotServing, Predict, PredictionFailed, QueueFull
 from .cache import AnswerCache
@@ -541,7 +542,7 @@ def create_app(
         if service.log is not None:
             await asyncio.to_thread(service.log.close, min(5.0, limits.drain_s))
 
-    app = FastAPI(title=name, lifespan=lifespan, redoc_url=None)
+    app = FastAPIOffline(title=name, lifespan=lifespan, redoc_url=None)  # its /docs needs no content network
     app.state.service = service
     app.add_middleware(Watch, service=service)
     _routes(app, service, load is not None, load_stream is not None)

@@ -74,7 +74,8 @@ def page() -> gr.Blocks:
     "The page: one ticket, or a file of them."
     with gr.Blocks(title="Ticket intents", analytics_enabled=False) as blocks:
         gr.Markdown("# What does this customer want?\n17 intents of a smart-home shop's support, or none of them. "
-                    "A small encoder with a LoRA adapter, in int8, on your processor.")
+                    "A small encoder with a LoRA adapter, in int8, on your processor. It reads English; "
+                    "of Spanish and German tickets it gets fewer than half right.")
         with gr.Tab("One ticket"), gr.Row():
             with gr.Column():
                 ticket = gr.Textbox(label="Ticket", lines=5, placeholder="Write to support as you would …", max_length=4_000)

@@ -46,7 +46,8 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8001)
-    parser.add_argument("--dtype", choices=("int8", "float32"), default="int8")
+    parser.add_argument("--dtype", choices=("int8", "bfloat16", "float32"), default="int8",
+                        help="int8 answers one client soonest; bfloat16 answers many where the processor has it")
     parser.add_argument("--log", help="where to keep the request log: a file, or a postgresql:// URL")
     args = parser.parse_args()
     serve(ticket_app(args.dtype, args.log), args.host, args.port)
