@@ -87,9 +87,10 @@ def plain(text: str) -> bytes:
 @pytest.mark.parametrize("name", ds.manifest())
 def test_manifest_entry_is_complete(name):
     spec = ds.manifest()[name]
-    assert {"title", "unit", "task", "licence", "citation", "columns", "sample"} <= set(spec)
+    assert {"title", "unit", "task", "licence", "citation", "sample"} <= set(spec) and ("columns" in spec) != ("tables" in spec)
     assert all(isinstance(spec[field], str) and spec[field] for field in ("title", "unit", "licence", "citation"))
-    assert {kind.rstrip("?") for kind in spec["columns"].values()} <= set(ds.TYPES)
+    tables = spec.get("tables") or {"": spec["columns"]}
+    assert {kind.rstrip("?") for columns in tables.values() for kind in columns.values()} <= set(ds.TYPES)
     assert spec["sample"]["licence"].startswith("Apache-2.0")
     assert set(spec["sample"]["sha256"]) == set(spec["sample"]["rows"])
     assert all(re.fullmatch("[0-9a-f]{64}", digest) for digest in spec["sample"]["sha256"].values())
@@ -108,7 +109,7 @@ def test_bundled_split_is_what_the_manifest_says(name, split):
     data, spec = ds.load(name, split, source="sample"), ds.manifest()[name]
     assert data.num_rows == spec["sample"]["rows"][split]
     kinds = {n: "strings" if isinstance(data[0][n], list) else f.dtype for n, f in data.features.items()}
-    assert kinds == {n: kind.rstrip("?") for n, kind in spec["columns"].items()}
+    assert kinds == {n: kind.rstrip("?") for n, kind in ds.columns_of(name, split).items()}
     assert len(set(data["id"])) == len(data)
     assert ds.provenance(data).version == spec["sample"]["sha256"][split]
 
