@@ -407,7 +407,7 @@ def _read_html(data: bytes, limits: Limits) -> _Parsed:
         _feed(parser, _tidy(text).encode())
     return _Parsed(target.writer.text(), target.writer.sections, _one_line("".join(target.names)), {"encoding": encoding})
 
-# %% ../../nbs/course/retrieval/ingest.ipynb #272d052e
+# %% ../../nbs/course/retrieval/ingest.ipynb #a19f68d3
 def _open_zip(data: bytes, limits: Limits) -> zipfile.ZipFile:
     "Open an archive after holding its table against the limits. Raises Unreadable."
     if data.count(b"PK\x01\x02") > limits.max_members:  # counted before the table is read into memory
@@ -415,7 +415,7 @@ def _open_zip(data: bytes, limits: Limits) -> zipfile.ZipFile:
     archive = zipfile.ZipFile(io.BytesIO(data))
     unpacked = sum(part.file_size for part in archive.infolist())
     if unpacked > limits.max_unpacked or unpacked > max(limits.max_ratio * len(data), 1_000_000):
-        raise Unreadable("unsafe", f"it unpacks to {unpacked:,} bytes from {len(data):,}: save it again without what makes it big")
+        raise Unreadable("unsafe", f"it unpacks from {len(data):,} to {unpacked:,} bytes: make it smaller")
     if any(part.flag_bits & 1 for part in archive.infolist()):
         raise Unreadable("encrypted", "it is protected by a password: save it without one")
     return archive
@@ -614,7 +614,7 @@ def _open_pdf(data: bytes) -> Any:
         raise Unreadable("encrypted", "it is encrypted, and reading it needs: pip install cryptography") from None
     return reader
 
-# %% ../../nbs/course/retrieval/ingest.ipynb #732f7a1c
+# %% ../../nbs/course/retrieval/ingest.ipynb #22f4705e
 def pdf_pages(
     data: bytes,  # a PDF
     limits: Limits = Limits(),  # of which pages, characters and unpacked size are held here
@@ -633,7 +633,7 @@ def pdf_pages(
                 pages.append(_page_text(page))
                 left -= len(pages[-1] or "")
                 if len(pages) > limits.max_pages or left < 0:
-                    raise Unreadable("too_big", f"it has over {limits.max_pages:,} pages or {limits.max_characters:,} characters: split it")
+                    raise Unreadable("too_big", f"it has over {limits.max_pages:,} pages or too much text: split it")
             own = str(reader.metadata.title or "") if reader.metadata else ""
             return {"pages": pages, "title": _pdf_title(own), "modified": _pdf_date(reader)}
     except LimitReachedError as error:
