@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RRF_K', 'MODES', 'MAX_QUERY', 'sql_filter', 'UnreadableIndex', 'Stored', 'Version', 'Index']
 
-# %% ../../nbs/course/retrieval/index.ipynb #db920442
+# %% ../../nbs/course/retrieval/index.ipynb #94882bf0
 import json
 import math
 import random
@@ -20,15 +20,12 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, Self
 
-import lancedb
 import numpy as np
-import pyarrow as pa
-from lancedb.index import FTS, HnswSq
 
 from ..course.datasets import as_text
 from .documents import Hit, Passage, Value, Where
 
-# %% ../../nbs/course/retrieval/index.ipynb #147b456d
+# %% ../../nbs/course/retrieval/index.ipynb #fe6a2967
 _KEY = re.compile(r"[^\W\d][\w.-]{0,63}")
 _SURROGATES = re.compile("[\ud800-\udfff]")
 
@@ -48,10 +45,10 @@ def _tag(key: str, value: Value) -> str:
     if not isinstance(key, str) or not _KEY.fullmatch(key):
         raise ValueError(f"{key!r} cannot be a metadata key: a letter, then at most 63 letters, digits, '_', '.' or '-'")
     if isinstance(value, str):
-        return f"{key}=s:{_clean(value)}"
+        return f"{key}={json.dumps(value)}"
     if not isinstance(value, (int, float)) or not math.isfinite(value):
         raise ValueError(f"metadata {key!r} is {value!r}: text, a finite number or a truth value is needed")
-    return f"{key}=n:{int(value) if value == int(value) else float(value)!r}"
+    return f"{key}={int(value) if value == int(value) else float(value)!r}"
 
 
 def sql_filter(
@@ -63,11 +60,14 @@ def sql_filter(
         tags = ", ".join(_literal(_tag(key, value)) for value in several)
         return f"array_has_any(tags, [{tags}])" if tags else "false"
 
+    if where is not None and not isinstance(where, Mapping):
+        raise ValueError(f"where is a mapping of keys to wanted values, not {type(where).__name__}")
     return " AND ".join(one(key, wanted) for key, wanted in (where or {}).items())
 
-# %% ../../nbs/course/retrieval/index.ipynb #2e841d11
-def _schema(dimension: int, embedder: str) -> pa.Schema:
-    "Columns of the table. Its metadata says which vectors are inside."
+# %% ../../nbs/course/retrieval/index.ipynb #00d091a9
+def _schema(dimension: int, embedder: str) -> Any:
+    "Columns of the table, for Arrow. Its metadata says which vectors are inside."
+    import pyarrow as pa
     text = [pa.field(name, pa.utf8(), False) for name in ("tenant", "id", "document", "title", "text", "indexed", "metadata")]
     key = pa.field("key", pa.utf8(), False, metadata={"lance-schema:unenforced-primary-key": "true"})
     places = [pa.field("start", pa.int64(), False), pa.field("end", pa.int64(), False)]
@@ -82,15 +82,17 @@ def _key(tenant: str, id: str) -> str:
 
 def _row(passage: Passage, tenant: str | None) -> dict[str, Any]:
     "A passage as a row, less its vector. Raises ValueError when it belongs to another tenant than the one given."
+    if not isinstance(passage, Passage):
+        raise TypeError(f"an index takes passages, got {type(passage).__name__}: cut texts with passage_of")
     metadata = dict(passage.metadata) if tenant is None else {"tenant": tenant, **passage.metadata}
     owner = metadata.get("tenant", "")
-    if not isinstance(owner, str) or (tenant is not None and owner != tenant):
+    if not isinstance(owner, str) or owner != _clean(owner) or (tenant is not None and owner != tenant):
         raise ValueError(f"passage {passage.id!r} has tenant {owner!r}: {'a name' if tenant is None else repr(tenant)} is needed")
-    owner, id = _clean(owner), _clean(passage.id)
+    id, tags = _clean(passage.id), [_tag(key, value) for key, value in metadata.items()]
     return {"key": _key(owner, id), "tenant": owner, "id": id, "document": _clean(passage.document),
             "title": _clean(passage.title), "text": _clean(passage.text), "indexed": _clean(passage.indexed),
             "metadata": json.dumps(metadata), "start": passage.start, "end": passage.end,
-            "tags": [_tag(key, value) for key, value in metadata.items()]}
+            "tags": tags}
 
 
 def _passage(row: Mapping[str, Any]) -> Passage:
@@ -98,7 +100,7 @@ def _passage(row: Mapping[str, Any]) -> Passage:
     metadata = json.loads(row["metadata"])
     return Passage(row["id"], row["text"], row["document"], row["title"], row["start"], row["end"], metadata)
 
-# %% ../../nbs/course/retrieval/index.ipynb #b904165e
+# %% ../../nbs/course/retrieval/index.ipynb #73a415a0
 class UnreadableIndex(RuntimeError):
     "The files of an index are damaged or are no index."
 
@@ -125,16 +127,21 @@ def _reading(uri: str) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError, ValueError) as error:
-        reason = str(error).splitlines()[0][:300]
+        reason = re.sub(r",? ?/\S+\.rs:\d+:\d+", "", str(error).splitlines()[0])[:300]
         raise UnreadableIndex(f"the index at {uri} cannot be read or written: {reason}. Take it from a copy, or build it anew "
                               "in another place") from error
 
-# %% ../../nbs/course/retrieval/index.ipynb #15f2e56c
+# %% ../../nbs/course/retrieval/index.ipynb #82252465
+def _connected(uri: str, options: Mapping[str, str] | None) -> Any:
+    "The place of an index. Every read asks for the newest version. LanceDB takes over a second to import, so it waits till here."
+    import lancedb
+    return lancedb.connect(uri, read_consistency_interval=timedelta(0), storage_options=dict(options) if options else None)
+
+
 def _opened(uri: str, options: Mapping[str, str] | None) -> Any:
-    "The table in a place, None when there is none. Every read asks for the newest version."
-    base = lancedb.connect(uri, read_consistency_interval=timedelta(0), storage_options=dict(options) if options else None)
+    "The table in a place, None when there is none."
     try:
-        table = base.open_table("passages")
+        table = _connected(uri, options).open_table("passages")
     except (ValueError, FileNotFoundError) as error:
         folder = Path(uri) / "passages.lance" / "data"
         if "not found" not in str(error) or ("://" not in uri and folder.is_dir() and any(folder.iterdir())):
@@ -145,10 +152,9 @@ def _opened(uri: str, options: Mapping[str, str] | None) -> Any:
     return table
 
 
-def _created(uri: str, options: Mapping[str, str] | None, schema: pa.Schema) -> Any:
+def _created(uri: str, options: Mapping[str, str] | None, schema: Any) -> Any:
     "A new table, or the one that another process has just made."
-    base = lancedb.connect(uri, read_consistency_interval=timedelta(0), storage_options=dict(options) if options else None)
-    return base.create_table("passages", schema=schema, exist_ok=True)
+    return _connected(uri, options).create_table("passages", schema=schema, exist_ok=True)
 
 # %% ../../nbs/course/retrieval/index.ipynb #52d52dc9
 RRF_K = 60  # Cormack et al. 2009
@@ -163,7 +169,7 @@ def _fused(lists: list[list[Hit]]) -> list[Hit]:
             score[hit.passage.metadata.get("tenant"), hit.passage.id] += 1 / (RRF_K + rank)
     return [Hit(found[key], value) for key, value in sorted(score.items(), key=lambda pair: (-pair[1], str(pair[0])))]
 
-# %% ../../nbs/course/retrieval/index.ipynb #c9f7c7b4
+# %% ../../nbs/course/retrieval/index.ipynb #d48a19c5
 MODES = ("hybrid", "dense", "bm25")
 MAX_QUERY = 4_000  # characters: what is longer is cut
 _FOUND = ["key", "id", "text", "document", "title", "start", "end", "metadata"]
@@ -221,7 +227,7 @@ class Index:
         exact_below: int = 20_000,  # passages up to which every vector is compared
     ) -> Self:
         "Open an index, made when absent. Raises ValueError for another embedder than its own, UnreadableIndex for damage."
-        if not str(uri):
+        if not isinstance(uri, (str, Path)) or not str(uri):
             raise ValueError("an index needs a folder or a URL")
         place, dimension = str(uri) if "://" in str(uri) else str(Path(uri).expanduser()), None
         if embed is None:
@@ -248,9 +254,9 @@ class Index:
         tenant: str,  # whose passages
     ) -> Self:  # shares the table
         "The index as one tenant sees it. Raises ValueError for an empty name or when the index is another tenant's already."
-        if not as_text(tenant) or self.tenant not in (None, tenant):
+        if not as_text(tenant) or tenant != _clean(tenant) or self.tenant not in (None, tenant):
             raise ValueError(f"no way from {self.tenant!r} to the tenant {tenant!r}")
-        return type(self)(self._table, self.uri, self._embed, self._embed_query, _clean(tenant), self.exact_below)
+        return type(self)(self._table, self.uri, self._embed, self._embed_query, tenant, self.exact_below)
 
     def __repr__(self) -> str:
         return f"Index({self.uri!r}, {len(self)} passages" + (f", tenant {self.tenant!r})" if self.tenant else ")")
@@ -329,6 +335,7 @@ class Index:
 
     def _merge(self, rows: list[dict[str, Any]], instead_of: str = "") -> None:
         "Rows put in, those that `instead_of` names and that are not among them taken out: one version."
+        import pyarrow as pa
         data = pa.Table.from_pylist(rows, schema=self._table.schema)
         merge = self._table.merge_insert("key").when_matched_update_all().when_not_matched_insert_all()
         if instead_of:
@@ -409,11 +416,13 @@ class Index:
 
     def compact(
         self,
-        keep: timedelta = timedelta(days=7),  # younger versions stay
+        keep_days: float = 7.0,  # younger versions stay
     ) -> None:
         "Merge small files, index every row, and remove older versions for good. A search under way in a removed version fails."
         self._whole("compact")
-        _retried(lambda: self._table.optimize(cleanup_older_than=keep))
+        with _reading(self.uri):
+            _retried(lambda: self._table.optimize())  # makes versions, which the second one may remove
+            _retried(lambda: self._table.optimize(cleanup_older_than=timedelta(days=keep_days)))
 
     def _whole(self, what: str) -> None:
         "Raises ValueError when only one tenant's part is at hand."
@@ -422,6 +431,8 @@ class Index:
 
     def _ready(self) -> None:
         "Make what indexes are missing; bring them up to date when many rows wait. Rows that wait are found too, only slower."
+        from lancedb.index import FTS, HnswSq
+
         def work() -> None:
             have = {index.name: index for index in self._table.list_indices()}
             if "words" not in have:
