@@ -268,6 +268,9 @@ def test_graph_finds_what_comparing_all_finds(tmp_path: Path):
         found = [(set(ids(g)), set(ids(e))) for g, e in
                  ((graph.search(f"q{i}", 10, where, "dense"), exact.search(f"q{i}", 10, where, "dense")) for i in range(15))]
         assert np.mean([len(g & e) / 10 for g, e in found]) >= 0.98
+    rounded, whole = ({hit.passage.id: hit.score for hit in index.search("q1", 10, None, "dense")} for index in (graph, exact))
+    assert {name: rounded[name] for name in whole.keys() & rounded} == pytest.approx(
+        {name: whole[name] for name in whole.keys() & rounded}, abs=1e-5)  # refined: the scores of the whole vectors
     for k in (100, 700):
         assert [len(graph.search("passage p3", k, mode=mode)) for mode in ("hybrid", "dense")] == [k, k]
     graph.add([passage("new", text="quite new")])
