@@ -22,7 +22,6 @@ from hypothesis import strategies as st
 from nlp_portfolio.retrieval.documents import Passage, matches
 from nlp_portfolio.retrieval.index import MODES, Index, Stored, UnreadableIndex, sql_filter
 
-KILLS = int(os.environ.get("NLP_PORTFOLIO_KILLS", 8))
 SEED = 42
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -502,11 +501,11 @@ def lost(place: Path, said: list[tuple[str, int]]) -> list[str]:
     return wrong
 
 
-def test_nothing_acknowledged_is_lost_by_kill_9(tmp_path: Path):
-    rng, said, rows = random.Random(SEED), {}, []
+def test_nothing_acknowledged_is_lost_by_kill_9(tmp_path: Path, campaign):
+    rng, said, rows, kills = random.Random(SEED), {}, [], campaign.count(8)
     mother = child(INGEST)
-    for kill in range(KILLS):
-        place = tmp_path / f"index{kill // 10 if KILLS > 8 else kill % 2}"
+    for kill in range(kills):
+        place = tmp_path / f"index{kill // 10 if kills > 8 else kill % 2}"
         delay = rng.uniform(0, 0.15) if kill % 4 == 0 else rng.uniform(0, 0.8)  # a quarter while the index is made or opened
         new = killed(mother, place, kill * 10_000, delay)
         said.setdefault(place, []).extend(new)
@@ -516,9 +515,10 @@ def test_nothing_acknowledged_is_lost_by_kill_9(tmp_path: Path):
               f"{len(said[place]):4} in all; lost {wrong}")
     mother.communicate()
     acknowledged, gone = (sum(numbers) for numbers in zip(*((row[2], len(row[3])) for row in rows), strict=True))
-    print(f"seed {SEED}: {KILLS} kills, {acknowledged} writes acknowledged, {gone} lost")
+    print(f"seed {SEED}: {kills} kills, {acknowledged} writes acknowledged, {gone} lost")
     assert [row for row in rows if row[3]] == []
-    assert acknowledged > KILLS
+    assert acknowledged > kills
+    campaign.keep("index_kills", seed=SEED, kills=kills, acknowledged=acknowledged, lost=gone)
 
 
 def test_the_check_after_a_kill_sees_a_loss(index: Index, tmp_path: Path):
