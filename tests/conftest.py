@@ -53,7 +53,7 @@ def tree(tmp_path: Path) -> Path:
 
 
 class Campaign:
-    """Fuzzing and killing: the suite runs a short form with a fixed seed, `make fuzz` and `make kills` the long one; its figures stay
+    """Fuzzing and killing: the suite runs a short form with a fixed seed, `make fuzz` and `make kills` long ones, whose figures stay
     in tests/campaigns."""
 
     def __init__(self) -> None:
