@@ -235,7 +235,6 @@ def test_what_holds_is_said_in_one_line(files, found, capsys):
 SHIPPED = [corpus.question_file(source) for source in corpus.SOURCES]
 
 
-@pytest.mark.skipif(not all(file.is_file() for file in SHIPPED), reason="the questions are not written yet")
 def test_the_shipped_questions_hold_on_the_python_they_were_written_for(found, capsys):
     every = questions()
     held = holding(every, found)

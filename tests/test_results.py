@@ -239,3 +239,11 @@ def test_published_figures_name_their_source(root):
     rows = tomllib.loads((root / "nlp_portfolio/reference/published.toml").read_text(encoding="utf-8"))["row"]
     assert rows and all({"lesson", "model", "metric", "value", "source"} <= set(row) for row in rows)
     assert rs.published(rows[0]["lesson"])[0] == rows[0]
+
+
+def test_a_benchmark_is_a_table_with_its_facts() -> None:
+    table, facts = rs.recorded_benchmark("serving")
+    assert {"server", "load", "per_second", "p95_ms", "errors"} <= set(table) and (table["per_second"] > 0).all()
+    assert {"date", "machine", "requests"} <= set(facts)
+    with pytest.raises(ValueError, match="choose one of .*serving"):
+        rs.recorded_benchmark("speed")

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['KEY', 'PACKAGES', 'TOLERANCE', 'write_json', 'read_json', 'locked', 'row_key', 'record', 'own_rows', 'reference_rows',
-           'published', 'machine_dependent', 'agrees', 'compare']
+           'published', 'machine_dependent', 'agrees', 'compare', 'recorded_benchmark']
 
 # %% ../../nbs/course/results.ipynb #66dd708d
 import json
@@ -216,3 +216,17 @@ def compare(
     columns = [*labels, "yours", "reference", "agrees", "full reference", "published"]
     frame = pd.DataFrame(table, columns=columns).set_index(labels).dropna(axis="columns", how="all")
     return frame.astype(object).where(frame.notna(), "")
+
+# %% ../../nbs/course/results.ipynb #d6a06b7f
+def recorded_benchmark(
+    name: str,  # serving or retrieval
+) -> tuple["pd.DataFrame", dict[str, Any]]:  # the table, and the facts: date, machine, sizes
+    "A table that `make bench` measured. Raises ValueError for a name that nobody has measured."
+    import pandas as pd
+
+    folder = resources.files("nlp_portfolio") / "data/benchmarks"
+    known = sorted(file.name.removesuffix(".json") for file in folder.iterdir()) if folder.is_dir() else []
+    if name not in known:
+        raise ValueError(f"no benchmark {str(name)[:40]!r} was recorded: choose one of {', '.join(known) or 'none'}")
+    facts = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+    return pd.DataFrame(facts.pop("rows")), facts
