@@ -236,7 +236,7 @@ class Fused:
             total = weighted([_as_scores(hits) for hits in lists], self.weights)
         return [Hit(passages[name], score) for name, score in list(total.items())[:k]]
 
-# %% ../../nbs/6_retrieval/33_hybrid.ipynb #fdb7e72d
+# %% ../../nbs/6_retrieval/33_hybrid.ipynb #8bde1f4d
 class MaxSim:
     """Late interaction (Khattab & Zaharia 2020): the mean over query tokens of the best cosine with a token of the passage.
     The token vectors are MiniLM's, which was not trained for it. Reads the first 256 tokens of a passage."""
@@ -266,13 +266,15 @@ class MaxSim:
 
     def __call__(self, query: str, passages: Sequence[Passage]) -> np.ndarray:  # float64, one value in -1..1 a passage
         "How well each passage answers the tokens of the query; 0 where either has none."
-        new = [text for text in dict.fromkeys(passage.indexed for passage in passages) if text not in self._kept]
-        self._kept.update(zip(new, self.tokens(new), strict=True))
-        asked = self.tokens([as_text(query)])[0].astype(np.float32)
-        texts = [self._kept[passage.indexed] for passage in passages]
+        texts = [passage.indexed for passage in passages]
+        rows = {text: self._kept.get(text) for text in texts}
+        new = [text for text, row in rows.items() if row is None]
+        rows |= dict(zip(new, self.tokens(new), strict=True))
+        self._kept |= {text: rows[text] for text in new}
         while len(self._kept) > self.keep:
             self._kept.popitem(last=False)
-        both = [(asked @ rows.astype(np.float32).T) if len(asked) and len(rows) else np.zeros((1, 1)) for rows in texts]
+        asked = self.tokens([as_text(query)])[0].astype(np.float32)
+        both = [asked @ rows[text].T.astype(np.float32) if len(asked) and len(rows[text]) else np.zeros((1, 1)) for text in texts]
         return np.array([cosines.max(axis=1).mean() for cosines in both], dtype=float)
 
 # %% ../../nbs/6_retrieval/33_hybrid.ipynb #2e03c7b3
