@@ -89,7 +89,8 @@ def lance(mode: str) -> Callable[..., Search]:
         from nlp_portfolio.retrieval.index import Index
 
         known = {passage.indexed: vector for passage, vector in zip(corpus, vectors, strict=True)}
-        index = Index.open(Path(tempfile.mkdtemp()) / "index", lambda texts: np.stack([known[text] for text in texts]), query_vector, "minilm")
+        folder = Path(tempfile.mkdtemp()) / "index"
+        index = Index.open(folder, lambda texts: np.stack([known[text] for text in texts]), query_vector, "minilm")
         index.add(corpus)
         return lambda query: [hit.passage.id for hit in index.search(query, K, mode=mode)]
 
@@ -147,7 +148,8 @@ def bench(rounds: int, only: str) -> pd.DataFrame:
     "One process a system; one that cannot be imported here is left out with a line."
     rows = []
     for name in [name for name in SYSTEMS if only in name]:
-        done = subprocess.run([sys.executable, __file__, "--system", name, "--rounds", str(rounds)], capture_output=True, text=True)
+        command = [sys.executable, __file__, "--system", name, "--rounds", str(rounds)]
+        done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             print(f"{name} is left out: {(done.stderr.strip().splitlines() or ['it died'])[-1]}", flush=True)
         else:
