@@ -3,7 +3,7 @@
 # make lab         JupyterLab on the course
 # make serve P=1   the service of a project on a port of this machine (ARGS="--port 9000" passes arguments)
 # make demo P=1    its demo in the browser
-# make bench       the services under load, beside LitServe with the same model
+# make bench       services under load beside LitServe, and search beside bm25s and faiss
 # make fuzz        the fuzz of the services at full length (N=100000), its figures kept in tests/campaigns
 # make kills       kill -9 while an index is written (K=50), likewise
 # make reference   for contributors: refresh kept outputs, reference rows and tables (FULL=1 measures the full profile too)
@@ -32,6 +32,7 @@ demo: .venv/ready
 
 bench: .venv/ready
 	@.venv/bin/python benchmarks/serving.py $(ARGS)
+	@.venv/bin/python benchmarks/retrieval.py
 
 N ?= 100000
 

@@ -253,8 +253,9 @@ def _neighbours(folder: Path, card: Mapping[str, Any]) -> tuple[list[dict[str, A
 class TicketTagger:
     """Tags tickets with their intents. `labels` are the 17 intents and out_of_scope; make one with `load`."""
 
-    def __init__(self, model: Classifier, at: Thresholds, folder: Path):
+    def __init__(self, model: Classifier, at: Thresholds, folder: Path | None = None):
         self.model, self.thresholds, self.labels = model, at, list(model.labels)
+        folder = folder or adapter_folder(TASK)  # where the training tickets lie that `explain` shows
         self._folder, self._reader, self._near = folder, getattr(model, "model", None), None
 
     @classmethod

@@ -9,6 +9,7 @@ __all__ = ['Stream', 'logger', 'ROUTES', 'REQUEST', 'REPLY', 'DETAIL', 'EVENT', 
 
 # %% ../../nbs/course/serving/app.ipynb #32b88369
 import asyncio
+import gc
 import json
 import logging
 import math
@@ -505,6 +506,7 @@ def _loader(load: Callable[[], Predict] | None, load_stream: Callable[[], Stream
         predict = load() if load else (lambda texts: list(texts))
         if load_stream:
             service[0].stream = load_stream()
+        gc.freeze()  # a loaded model is no garbage: collections are shorter from now on, and so is the end of the process
         return predict
 
     return both
