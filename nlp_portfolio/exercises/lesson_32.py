@@ -12,25 +12,27 @@ from random import Random
 
 from ..course.exercise import Exercise, Mistake, register
 
-# %% ../../nbs/course/exercises/lesson_32.ipynb #1a20d8bc
+# %% ../../nbs/course/exercises/lesson_32.ipynb #31f96c9f
 Point = tuple[str, float, float, float]
 
 
 def operating_point(rows: list[Point], recall: float, most_ms: float, most_mb: float) -> str:
-    "The fastest row (name, recall, p95 in ms, MB) that has the recall and fits the budget, of equal ones the smaller; else exact."
+    "The fastest row (name, recall, ms, MB) that has the recall and fits the budget, of equal ones the smaller; else exact."
     good = [row for row in rows if row[1] >= recall and row[2] <= most_ms and row[3] <= most_mb]
     return min(good, key=lambda row: (row[2], row[3]))[0] if good else "exact"
 
 
 def _points(rng: Random, recall: float) -> tuple[list[Point], float, float, float]:
-    "A made-up sweep: a fast one that misses, a right one that is large, a right one that is slow, two that fit with equal latency."
+    "A made-up sweep: a fast one that misses, a right one that is large, one that is slow, two that fit with equal latency."
     ms = round(rng.uniform(1, 3), 1)
-    rows = [("IVF1000 nprobe=1", 0.5, ms / 10, 310.0), ("HNSW32 efSearch=64", 0.992, ms / 2, 420.0), ("HNSW16 efSearch=512", 0.997, 9.0, 350.0),
-            ("IVF1000 nprobe=64", 0.965, ms, 312.0), ("HNSW16 efSearch=64", 0.97, ms, 350.0), ("IVF1000,SQ8 nprobe=96", 0.966, 1.4 * ms, 80.0)]
+    rows = [("IVF1000 nprobe=1", 0.5, ms / 10, 310.0), ("HNSW32 efSearch=64", 0.992, ms / 2, 420.0),
+            ("HNSW16 efSearch=512", 0.997, 9.0, 350.0),
+            ("IVF1000 nprobe=64", 0.965, ms, 312.0), ("HNSW16 efSearch=64", 0.97, ms, 350.0),
+            ("IVF1000,SQ8 nprobe=96", 0.966, 1.4 * ms, 80.0)]
     rng.shuffle(rows)
     return rows, recall, 5.0, 360.0
 
-# %% ../../nbs/course/exercises/lesson_32.ipynb #e3319d80
+# %% ../../nbs/course/exercises/lesson_32.ipynb #a19afe86
 def _choice(rows: list[Point], key: Callable[[Point], tuple[float, ...]]) -> str:
     return min(rows, key=key)[0]
 
@@ -41,9 +43,12 @@ register(Exercise(
     solution=operating_point,
     hints=("Strike out every row that fails one of the three conditions.", "min with a pair as key: first the ms, then the MB."),
     mistakes=(
-        Mistake(lambda rows, recall, ms, mb: _choice(rows, lambda row: (-row[1],)), "The best recall is not free: look at ms and MB."),
-        Mistake(lambda rows, recall, ms, mb: _choice(rows, lambda row: (row[2],)), "The fastest row misses half of the neighbours."),
-        Mistake(lambda rows, recall, ms, mb: operating_point(rows, recall, ms, 1e9), "That one does not fit into the memory there is."),
+        Mistake(lambda rows, recall, ms, mb: _choice(rows, lambda row: (-row[1],)),
+                "The best recall is not free: look at ms and MB."),
+        Mistake(lambda rows, recall, ms, mb: _choice(rows, lambda row: (row[2],)),
+                "The fastest row misses half of the neighbours."),
+        Mistake(lambda rows, recall, ms, mb: operating_point(rows, recall, ms, 1e9),
+                "That one does not fit into the memory there is."),
         Mistake(lambda rows, recall, ms, mb: operating_point(rows, min(recall, 0.96), ms, mb),
                 "When nothing has the recall, say exact: a weaker promise is not yours to make."),
     ),
@@ -70,14 +75,14 @@ register(Exercise(
     tolerance=1e-6,
 ))
 
-# %% ../../nbs/course/exercises/lesson_32.ipynb #af076a5a
+# %% ../../nbs/course/exercises/lesson_32.ipynb #1cac5749
 def filter_plan(rows: int, share: float, budget: int) -> str:
-    "How to run a query whose filter keeps a share of the rows: scan those kept, walk the graph with efSearch 10 / share, or refuse."
+    "How to run a query whose filter keeps a share of the rows: scan those, walk the graph with efSearch 10 / share, or refuse."
     if rows * share <= budget:
         return "scan"
     return "graph" if 10 / share <= 500 else "refuse"
 
-
+# %% ../../nbs/course/exercises/lesson_32.ipynb #20ed975f
 register(Exercise(
     id="32.filter_plan",
     cases=lambda rng: [(rng.randint(5_000, 9_000), 1.0, 10_000), (rng.randint(900_000, 2_000_000), 0.007, 20_000),
@@ -92,12 +97,13 @@ register(Exercise(
         Mistake(lambda rows, share, budget: "graph" if 10 / share <= 500 else "scan" if rows * share <= budget else "refuse",
                 "When the kept rows fit the budget, a scan is exact: no reason to walk."),
         Mistake(lambda rows, share, budget: "scan" if rows * share <= budget else "graph",
-                "With a narrow filter over a huge collection the walk would have to be very patient: say that it cannot be done."),
-        Mistake(lambda rows, share, budget: "scan" if share <= 0.1 else "graph", "A tenth of a huge collection is still huge: count rows."),
+                "With a narrow filter over a huge collection the walk needs too much patience: say that it cannot be done."),
+        Mistake(lambda rows, share, budget: "scan" if share <= 0.1 else "graph",
+                "A tenth of a huge collection is still huge: count rows."),
     ),
 ))
 
-# %% ../../nbs/course/exercises/lesson_32.ipynb #00f57a02
+# %% ../../nbs/course/exercises/lesson_32.ipynb #80f3f6ef
 def break_even(build_seconds: float, exact_ms: float, index_ms: float) -> int:
     "Whole queries after which an index has paid for its build; -1 when it saves nothing."
     return ceil(1000 * build_seconds / (exact_ms - index_ms)) if exact_ms > index_ms else -1
@@ -105,16 +111,18 @@ def break_even(build_seconds: float, exact_ms: float, index_ms: float) -> int:
 
 register(Exercise(
     id="32.break_even",
-    cases=lambda rng: [(round(rng.uniform(0.5, 90), 2), round(rng.uniform(2, 9), 3), round(rng.uniform(0.05, 0.9), 3)) for _ in range(4)] + [
-        (1.0, 0.1, 0.2), (1.0, 0.5, 0.5)],
+    cases=lambda rng: [(round(rng.uniform(0.5, 90), 2), round(rng.uniform(2, 9), 3), round(rng.uniform(0.05, 0.9), 3))
+                       for _ in range(4)] + [(1.0, 0.1, 0.2), (1.0, 0.5, 0.5)],
     solution=break_even,
     hints=("What does one query save, in seconds?", "Divide, round up, and think of an index that saves nothing."),
     mistakes=(
         Mistake(lambda build, exact, index: ceil(1000 * build / exact), "The index takes time too: count what a query saves."),
-        Mistake(lambda build, exact, index: ceil(build / (exact - index)) if exact > index else -1, "Seconds and milliseconds: a factor of 1000."),
+        Mistake(lambda build, exact, index: ceil(build / (exact - index)) if exact > index else -1,
+                "Seconds and milliseconds: a factor of 1000."),
         Mistake(lambda build, exact, index: int(1000 * build / (exact - index)) if exact > index else -1,
                 "After that many queries it has not quite paid: round up."),
-        Mistake(lambda build, exact, index: abs(ceil(1000 * build / ((exact - index) or 1e-9))), "An index that is slower never pays: -1."),
+        Mistake(lambda build, exact, index: abs(ceil(1000 * build / ((exact - index) or 1e-9))),
+                "An index that is slower never pays: -1."),
     ),
 ))
 
@@ -134,16 +142,18 @@ def _tied(rng: Random, twice: bool) -> tuple[list[int], list[float], list[float]
     rows = rng.sample(range(1000), 10)
     return [rows[0], rows[0], *rows[2:]] if twice else rows, scores, true
 
-# %% ../../nbs/course/exercises/lesson_32.ipynb #4ef101ce
+# %% ../../nbs/course/exercises/lesson_32.ipynb #62cd77e2
 register(Exercise(
     id="32.recall_with_ties",
     cases=lambda rng: [_tied(rng, twice) for twice in (False, True, False, True)],
     solution=recall_with_ties,
     hints=("The lowest true score is the bar.", "A set of the rows at or above the bar; divide its size by k."),
     mistakes=(
-        Mistake(lambda rows, scores, true: sum(score >= min(true) - 1e-6 for score in scores) / len(true), "A row that was found twice counts once."),
-        Mistake(lambda rows, scores, true: len({r for r, s in zip(rows, scores, strict=True) if s > min(true) + 1e-6}) / len(true),
+        Mistake(lambda rows, scores, true: sum(score >= min(true) - 1e-6 for score in scores) / len(true),
+                "A row that was found twice counts once."),
+        Mistake(lambda rows, scores, true: sum(s > min(true) + 1e-6 for s in dict(zip(rows, scores, strict=True)).values()) / len(true),
                 "At the bar is good enough: equal scores are equally right."),
-        Mistake(lambda rows, scores, true: len(set(rows)) / len(true), "Some of the rows found are below the bar: those are wrong."),
+        Mistake(lambda rows, scores, true: len(set(rows)) / len(true),
+                "Some of the rows found are below the bar: those are wrong."),
     ),
 ))

@@ -19,10 +19,9 @@ from numpy.typing import ArrayLike
 if TYPE_CHECKING:
     import faiss
 
-# %% ../../nbs/6_retrieval/32_ann.ipynb #bb4cb475
+# %% ../../nbs/6_retrieval/32_ann.ipynb #26830256
 Found = tuple[np.ndarray, np.ndarray]
 Search = Callable[[np.ndarray, int], Found]
-
 
 def _matrix(rows: ArrayLike, name: str, width: int | None = None) -> np.ndarray:
     "Rows as contiguous float32. Raises ValueError for another shape and for what is not finite."
@@ -35,13 +34,12 @@ def _matrix(rows: ArrayLike, name: str, width: int | None = None) -> np.ndarray:
         raise ValueError(f"{name} hold NaN or infinity: look at the texts they were made of")
     return matrix
 
-
 def _positive(**numbers: int) -> None:
     for name, number in numbers.items():
         if isinstance(number, bool) or not isinstance(number, int | np.integer) or number < 1:
             raise ValueError(f"{name} must be a whole number of at least 1, got {number!r}")
 
-# %% ../../nbs/6_retrieval/32_ann.ipynb #747c9a3e
+# %% ../../nbs/6_retrieval/32_ann.ipynb #5b08e2e4
 def _top(scores: np.ndarray, rows: np.ndarray, k: int) -> Found:
     "The k best of one query, best first, equal scores in the order of their rows; padded with -inf and row -1."
     if len(scores) > k:
@@ -51,13 +49,12 @@ def _top(scores: np.ndarray, rows: np.ndarray, k: int) -> Found:
     gap = (0, k - len(order))
     return np.pad(scores[order], gap, constant_values=-np.inf), np.pad(rows[order], gap, constant_values=-1)
 
-
 def _tables(found: list[Found], k: int) -> Found:
     "Scores and rows of all queries, both of shape (q, k)."
     scores, rows = ([one[part] for one in found] for part in (0, 1))
     return np.array(scores, np.float32).reshape(-1, k), np.array(rows, np.int64).reshape(-1, k)
 
-# %% ../../nbs/6_retrieval/32_ann.ipynb #4c24c5fa
+# %% ../../nbs/6_retrieval/32_ann.ipynb #7ea9c610
 def exact_search(
     vectors: ArrayLike,  # the collection, shape (n, d)
     queries: ArrayLike,  # shape (q, d)
@@ -72,7 +69,6 @@ def exact_search(
     some = vectors if allowed is None else vectors[rows]
     found = [_top(scores, rows, k) for scores in queries @ some.T]
     return _tables(found, k)
-
 
 def _mask(allowed: ArrayLike, rows: int) -> np.ndarray:
     "A boolean mask of the right length."
@@ -164,9 +160,9 @@ class Drawers:
         self.rows = [np.flatnonzero(self.drawer == number) for number in range(self.lists)]
         return self
 
-# %% ../../nbs/6_retrieval/32_ann.ipynb #24c93b27
+# %% ../../nbs/6_retrieval/32_ann.ipynb #a8af1fab
 class IVF(Drawers):
-    "An inverted file, everything in memory; rows cannot be removed. About the square root of the rows is a usual number of lists."
+    "An inverted file, everything in memory; rows cannot be removed. The square root of the rows is a usual number of lists."
 
     def search(
         self,
@@ -174,7 +170,7 @@ class IVF(Drawers):
         k: int = 10,  # results a query
         nprobe: int = 1,  # lists opened a query; all of them is exact search
     ) -> Found:  # inner products and row numbers, both (q, k), best first; row -1 where the lists held fewer than k
-        "Search the nearest lists only. Raises ValueError before `fit`, for queries of another width, and for k or nprobe below 1."
+        "Search the nearest lists only. Raises ValueError before `fit`, for queries of another width, for k or nprobe below 1."
         _positive(k=k, nprobe=nprobe)
         if not hasattr(self, "centres"):
             raise ValueError("there is nothing to search yet: call fit first")
@@ -225,7 +221,7 @@ def navigable_graph(
             links[other].append(row)
     return links
 
-# %% ../../nbs/6_retrieval/32_ann.ipynb #ea647814
+# %% ../../nbs/6_retrieval/32_ann.ipynb #4dde1f76
 def faiss_index(
     vectors: ArrayLike,  # unit vectors to put in, shape (n, d)
     name: str = "Flat",  # as faiss names it: Flat, SQ8, PQ48np, IVF80,Flat, HNSW16, PQ48np,RFlat
@@ -245,13 +241,17 @@ def faiss_index(
     _clusterings(index, rounds, seed)
     for parameter, value in parameters.items():
         faiss.ParameterSpace().set_index_parameter(index, parameter, value)
-    sample = vectors if train_on is None else _matrix(train_on, "train_on", vectors.shape[1])
+    _train(index, vectors if train_on is None else _matrix(train_on, "train_on", vectors.shape[1]))
+    index.add(vectors)
+    return index
+
+# %% ../../nbs/6_retrieval/32_ann.ipynb #fe66af15
+def _train(index: "faiss.Index", sample: np.ndarray) -> None:
     try:
         index.train(sample)
     except RuntimeError as err:
-        raise ValueError(f"{name} cannot be trained on {len(sample)} vectors: it needs at least one for each list or pattern") from err
-    index.add(vectors)
-    return index
+        raise ValueError(f"{type(index).__name__} cannot be trained on {len(sample)} vectors: "
+                         "it needs at least one for each list or pattern") from err
 
 # %% ../../nbs/6_retrieval/32_ann.ipynb #a82c0c71
 def _clusterings(index: "faiss.Index", rounds: int, seed: int) -> None:
@@ -282,13 +282,13 @@ def index_mb(
     del writer  # flushes
     return size[0] / 1e6
 
-# %% ../../nbs/6_retrieval/32_ann.ipynb #ab77bf65
+# %% ../../nbs/6_retrieval/32_ann.ipynb #bf5f9199
 def faiss_search(
     index: "faiss.Index",  # Flat, IVF or HNSW; others without settings
     allowed: ArrayLike | None = None,  # boolean mask of the rows that may be found
     **settings: Any,  # of the search: nprobe=8, efSearch=64
 ) -> Search:
-    "A search of this index with these settings, as a function of queries and k. Raises ValueError for a setting it does not have."
+    "A search of this index with these settings: a function of queries and k. Raises ValueError for a setting it does not have."
     import faiss
 
     kinds = {"nprobe": faiss.SearchParametersIVF, "efSearch": faiss.SearchParametersHNSW}
