@@ -126,26 +126,25 @@ register(Exercise(
     ),
 ))
 
-# %% ../../nbs/course/exercises/lesson_32.ipynb #d8be6467
+# %% ../../nbs/course/exercises/lesson_32.ipynb #0bbbc207
 def recall_with_ties(found: list[int], found_scores: list[float], true_scores: list[float]) -> float:
     "Share of k found rows that score as well as the k-th true one, each row counted once."
     floor = min(true_scores) - 1e-6
     return len({row for row, score in zip(found, found_scores, strict=True) if score >= floor}) / len(true_scores)
 
 
-def _tied(rng: Random, twice: bool) -> tuple[list[int], list[float], list[float]]:
+def _tied(rng: Random, lost: int, twice: bool) -> tuple[list[int], list[float], list[float]]:
     "Ten true scores whose last three are equal; a search that lost some, found one twin, and may name a row twice."
     true = sorted((round(rng.uniform(0.5, 0.9), 4) for _ in range(8)), reverse=True)
     true += [true[-1]] * 2
-    lost = rng.randint(1, 4)
     scores = true[: 10 - lost] + [round(true[-1] - rng.uniform(0.01, 0.2), 4) for _ in range(lost)]
     rows = rng.sample(range(1000), 10)
     return [rows[0], rows[0], *rows[2:]] if twice else rows, scores, true
 
-# %% ../../nbs/course/exercises/lesson_32.ipynb #62cd77e2
+# %% ../../nbs/course/exercises/lesson_32.ipynb #bbc96c59
 register(Exercise(
     id="32.recall_with_ties",
-    cases=lambda rng: [_tied(rng, twice) for twice in (False, True, False, True)],
+    cases=lambda rng: [_tied(rng, lost, twice) for lost, twice in ((1, False), (2, True), (4, False), (3, True))],
     solution=recall_with_ties,
     hints=("The lowest true score is the bar.", "A set of the rows at or above the bar; divide its size by k."),
     mistakes=(
