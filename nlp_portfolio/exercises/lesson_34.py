@@ -35,7 +35,7 @@ register(Exercise(
     tolerance=1e-6,
 ))
 
-# %% ../../nbs/course/exercises/lesson_34.ipynb #8e1f7a5a
+# %% ../../nbs/course/exercises/lesson_34.ipynb #e4ff06ea
 def read_once(ranked: list[tuple[int, int]]) -> list[tuple[int, int]]:
     "Spans joined where they overlap or touch, each at the rank of its best part."
     joined: list[tuple[int, int, int]] = []
@@ -65,13 +65,15 @@ def _ranked(rng: Random) -> tuple:
 
 register(Exercise(
     id="34.read_once",
-    cases=lambda rng: [_ranked(rng) for _ in range(4)] + [([(300, 500), (0, 200), (200, 300), (900, 950)],), ([(500, 600), (0, 100), (550, 700)],), ([],)],
+    cases=lambda rng: [_ranked(rng) for _ in range(4)]
+    + [([(300, 500), (0, 200), (200, 300), (900, 950)],), ([(500, 600), (0, 100), (550, 700)],), ([],)],
     solution=read_once,
     hints=("Sort by place to join, and remember the best rank of what you joined.",
            "Touching counts: (0, 200) and (200, 300) become (0, 300).",
            "At the end sort by the remembered rank."),
     mistakes=(
-        Mistake(lambda ranked: sorted(read_once(ranked)), "The order is by place: the reader begins with the best, so order by rank."),
+        Mistake(lambda ranked: sorted(read_once(ranked)),
+                "The order is by place: the reader begins with the best, so order by rank."),
         Mistake(_in_rank_order, "Chunks that overlap need not be neighbours in the ranking: join by place first."),
     ),
 ))
@@ -110,7 +112,7 @@ register(Exercise(
     ),
 ))
 
-# %% ../../nbs/course/exercises/lesson_34.ipynb #53084673
+# %% ../../nbs/course/exercises/lesson_34.ipynb #3d0ea0f4
 def ship(candidates: list[tuple], most: int) -> str:
     "The candidate that finds most within the reader's budget, among those whose index fits."
     return max((row for row in candidates if row[1] <= most), key=lambda row: row[3])[0]
@@ -119,21 +121,25 @@ def ship(candidates: list[tuple], most: int) -> str:
 def _ship_case(rng: Random) -> list[tuple]:
     base, found = rng.randint(300, 500) * 1000, rng.uniform(0.5, 0.6)
     names = rng.sample("ABCDE", 5)
-    rows = [(base, found + 0.02, found, 0.92), (base, found + 0.25, found - 0.08, 0.99), (2 * base, found + 0.05, found + 0.09, 1.0),
-            (int(1.15 * base), found, found + 0.01, 1.0), (base, found + 0.03, found + 0.05, 0.98)]
+    rows = [(base, found + 0.02, found, 0.92), (base, found + 0.25, found - 0.08, 0.99),
+            (2 * base, found + 0.05, found + 0.09, 1.0), (int(1.15 * base), found, found + 0.01, 1.0),
+            (base, found + 0.03, found + 0.05, 0.98)]
     rng.shuffle(rows)
-    return [([(name, words, *(round(score, 3) for score in scores)) for name, (words, *scores) in zip(names, rows, strict=True)], int(1.4 * base))]
+    candidates = [(name, row[0], *(round(score, 3) for score in row[1:])) for name, row in zip(names, rows, strict=True)]
+    return [(candidates, int(1.4 * base))]
 
 
 register(Exercise(
     id="34.ship",
     cases=_ship_case,
     solution=ship,
-    hints=("Drop what does not fit into the index first.", "A model with a fixed context reads words, not chunks: which column says what it gets to see?"),
+    hints=("Drop what does not fit into the index first.",
+           "A model with a fixed context reads words, not chunks: which column says what it gets to see?"),
     mistakes=(
         Mistake(lambda candidates, most: max(candidates, key=lambda row: row[2])[0],
                 "That has the largest recall@5, because its chunks are the longest: at an equal number of words it finds less."),
-        Mistake(lambda candidates, most: max(candidates, key=lambda row: row[3])[0], "It finds most, but its index does not fit."),
+        Mistake(lambda candidates, most: max(candidates, key=lambda row: row[3])[0],
+                "It finds most, but its index does not fit."),
         Mistake(lambda candidates, most: max((row for row in candidates if row[1] <= most), key=lambda row: row[4])[0],
                 "It keeps most quotes whole; that is the ceiling of what can be found, not what is found."),
     ),

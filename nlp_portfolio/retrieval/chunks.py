@@ -92,7 +92,7 @@ def within_budget(
             break
     return shown
 
-# %% ../../nbs/6_retrieval/34_chunking.ipynb #c800e980
+# %% ../../nbs/6_retrieval/34_chunking.ipynb #391e3ec0
 _ITEM = re.compile(r"\s*(?:[-*+•]|\d{1,3}[.)]|\(?[a-z]\))\s+\S")
 _HEADING = re.compile(r"#{1,6}\s")
 
@@ -107,7 +107,7 @@ def _blocks(text: str) -> list[list]:
         if not bare and not fence:
             going = False
         elif going and (fence or blocks[-1][2] or not (code or _ITEM.match(line) or _HEADING.match(line))):
-            blocks[-1][1] = max(end, blocks[-1][1])
+            blocks[-1][1] = end if bare else blocks[-1][1]
         elif bare:
             blocks.append([start, end, code])
             going = not _HEADING.match(line)
@@ -159,12 +159,14 @@ def sentences(
             start = _skip(text, stop, end)
     return found
 
-# %% ../../nbs/6_retrieval/34_chunking.ipynb #451114f6
-def _fit(text: str, spans: Sequence[Span], ruler: _Ruler) -> list[Span]:
+# %% ../../nbs/6_retrieval/34_chunking.ipynb #3fbabf1e
+def _fit(text: str, spans: list[Span], ruler: _Ruler) -> list[Span]:
     "Spans that keep the budget: whole, else in lines, else in words. What has no white space stays whole."
     for piece in (re.compile(r"\S(?:[^\n]*\S)?"), re.compile(r"\S+")):
-        spans = [part for start, end in spans
-                 for part in ([(start, end)] if ruler.fits(start, end) else [found.span() for found in piece.finditer(text, start, end)])]
+        finer: list[Span] = []
+        for start, end in spans:
+            finer += [(start, end)] if ruler.fits(start, end) else [found.span() for found in piece.finditer(text, start, end)]
+        spans = finer
     return spans
 
 
@@ -202,12 +204,12 @@ def heading_path(
             break
     return " > ".join(path)
 
-# %% ../../nbs/6_retrieval/34_chunking.ipynb #081f809a
+# %% ../../nbs/6_retrieval/34_chunking.ipynb #bebd45ab
 def _parts(document: Document) -> list[Span]:
     "A document from heading to heading; one that stands alone in its part joins the deeper one below it."
     starts = [section.start for section in document.sections]
     if starts != sorted(starts) or (starts and not 0 <= starts[0] <= starts[-1] <= len(document.text)):
-        raise ValueError(f"the sections of {document.id!r} must be sorted by start and lie inside its {len(document.text)} characters")
+        raise ValueError(f"sections of {document.id!r} must be sorted by start and lie inside its text")
     bounds = [0, *starts, len(document.text)]
     levels = [None, *(section.level for section in document.sections), 0]
     parts: list[Span] = []
@@ -233,12 +235,12 @@ def heading_chunks(
             chunks.append(passage_of(document, a, b, heading_path(document, b - 1)))
     return chunks
 
-# %% ../../nbs/6_retrieval/34_chunking.ipynb #11fc80b7
+# %% ../../nbs/6_retrieval/34_chunking.ipynb #9dc0b766
 def _turns(texts: Sequence[str], embed: Callable[[list[str]], np.ndarray]) -> np.ndarray:
     "How far each sentence is from the next: 1 - cosine. Raises ValueError where `embed` does not give a vector a text."
     vectors = np.asarray(embed(list(texts)), dtype=float)
     if vectors.ndim != 2 or len(vectors) != len(texts) or not np.isfinite(vectors).all():
-        raise ValueError(f"embed must give one finite vector for each of {len(texts)} texts, it gave an array of shape {vectors.shape}")
+        raise ValueError(f"embed must give one finite vector for each of {len(texts)} texts, it gave shape {vectors.shape}")
     vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
     return 1 - (vectors[:-1] * vectors[1:]).sum(axis=1)
 
@@ -266,7 +268,7 @@ def semantic_chunks(
     embed: Callable[[list[str]], np.ndarray],  # texts -> one vector a text, for example `retrieval.vectors.embed`
     budget: int = 200,  # words and signs of a chunk, at most; what has no white space inside stays whole
 ) -> list[Passage]:  # in order, without overlap
-    "Chunks cut where neighbouring sentences differ most. Raises ValueError for a budget below 1 and vectors that do not fit the texts."
+    "Chunks cut where neighbouring sentences differ most. Raises ValueError for a budget below 1 and vectors that do not fit."
     ruler, text = _Ruler(document, budget), document.text
     spans = _fit(text, sentences(text), ruler)
     if not spans:
