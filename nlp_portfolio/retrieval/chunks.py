@@ -204,7 +204,7 @@ def heading_path(
             break
     return " > ".join(path)
 
-# %% ../../nbs/6_retrieval/34_chunking.ipynb #bebd45ab
+# %% ../../nbs/6_retrieval/34_chunking.ipynb #fe4e2555
 def _parts(document: Document) -> list[Span]:
     "A document from heading to heading; one that stands alone in its part joins the deeper one below it."
     starts = [section.start for section in document.sections]
@@ -221,7 +221,7 @@ def _parts(document: Document) -> list[Span]:
         alone = levels[number] is not None and bare and levels[number + 1] > levels[number]
     return parts
 
-
+# %% ../../nbs/6_retrieval/34_chunking.ipynb #c5908063
 def heading_chunks(
     document: Document,  # with `sections`; one without is cut as by `sentence_chunks`
     budget: int = 200,  # words and signs of a chunk, at most; what has no white space inside stays whole
@@ -235,7 +235,7 @@ def heading_chunks(
             chunks.append(passage_of(document, a, b, heading_path(document, b - 1)))
     return chunks
 
-# %% ../../nbs/6_retrieval/34_chunking.ipynb #9dc0b766
+# %% ../../nbs/6_retrieval/34_chunking.ipynb #c0f17772
 def _turns(texts: Sequence[str], embed: Callable[[list[str]], np.ndarray]) -> np.ndarray:
     "How far each sentence is from the next: 1 - cosine. Raises ValueError where `embed` does not give a vector a text."
     vectors = np.asarray(embed(list(texts)), dtype=float)
@@ -244,7 +244,7 @@ def _turns(texts: Sequence[str], embed: Callable[[list[str]], np.ndarray]) -> np
     vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
     return 1 - (vectors[:-1] * vectors[1:]).sum(axis=1)
 
-
+# %% ../../nbs/6_retrieval/34_chunking.ipynb #8831f1e9
 def _cut_at_turns(spans: Sequence[Span], turns: np.ndarray, ruler: _Ruler, fewest: int) -> list[Span]:
     "Cut at the sharpest turn, and the pieces again, until each fits; `fewest` words on either side where possible."
     kept, left = [], [(0, len(spans))]
@@ -262,7 +262,7 @@ def _cut_at_turns(spans: Sequence[Span], turns: np.ndarray, ruler: _Ruler, fewes
         left += [(cut, last), (first, cut)]
     return kept
 
-
+# %% ../../nbs/6_retrieval/34_chunking.ipynb #848b914e
 def semantic_chunks(
     document: Document,  # with any text
     embed: Callable[[list[str]], np.ndarray],  # texts -> one vector a text, for example `retrieval.vectors.embed`
