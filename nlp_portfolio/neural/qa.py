@@ -25,9 +25,9 @@ import torch
 from peft import LoraConfig
 from torch import Tensor, nn
 
-# %% ../../nbs/5_neural/28_qa.ipynb #0463ca08
+# %% ../../nbs/5_neural/28_qa.ipynb #48baa310
 from ..course.datasets import as_text, load
-from ..course.models import Encoder, encoder
+from ..course.models import Encoder, encoder, quiet
 from ..course.settings import active
 from ..evaluation.errors import Interval, bootstrap_interval
 from ..evaluation.metrics import exact_match, token_f1
@@ -166,7 +166,7 @@ def shape(word: str) -> str:
         return "function"
     return "name" if word[0].isupper() else "plain"
 
-# %% ../../nbs/5_neural/28_qa.ipynb #0c7bd45c
+# %% ../../nbs/5_neural/28_qa.ipynb #0aa031ff
 WANTED = {"number": ("number",), "when": ("date", "number"), "who": ("name",), "where": ("name",), "what": ("plain", "name"),
           "other": ("plain", "name", "number")}
 
@@ -191,7 +191,7 @@ def lexical_answer(
 def _runs(shapes: Sequence[str]) -> list[tuple[int, int, str]]:
     "First and last number and shape of every stretch of one shape; function words belong to none."
     starts = [i for i, one in enumerate(shapes) if i == 0 or one != shapes[i - 1]]
-    return [(i, j - 1, shapes[i]) for i, j in zip(starts, [*starts[1:], len(shapes)], strict=True) if shapes[i] != "function"]
+    return [(i, j - 1, shapes[i]) for i, j in zip(starts, [*starts[1:], len(shapes)], strict=False) if shapes[i] != "function"]
 
 # %% ../../nbs/5_neural/28_qa.ipynb #c5c2b0ed
 def window_bounds(
@@ -324,7 +324,7 @@ class SpanReader(EncoderClassifier):
         logits = logits + self.extra(features) if self.use_features else logits
         return logits.float().masked_fill(~allowed.unsqueeze(-1), -1e4)
 
-# %% ../../nbs/5_neural/28_qa.ipynb #41670bf4
+# %% ../../nbs/5_neural/28_qa.ipynb #1ca5ab55
 def window_batch(
     some: Sequence[Window],
     device: torch.device | str = "cpu",
@@ -348,7 +348,9 @@ def lora_reader(
     if not rank:
         model.encoder.requires_grad_(False)
         return model
-    return with_adapter(model, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=all_linear(model.encoder), lora_dropout=0.05), seed)
+    config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=all_linear(model.encoder), lora_dropout=0.05)
+    with quiet():
+        return with_adapter(model, config, seed)
 
 # %% ../../nbs/5_neural/28_qa.ipynb #867c6976
 def train_reader(
@@ -442,10 +444,10 @@ def read(
                 best[window.row] = Answer(examples[window.row].passage[a:b], a, b, score)
     return best
 
-# %% ../../nbs/5_neural/28_qa.ipynb #2f32cf9a
+# %% ../../nbs/5_neural/28_qa.ipynb #00140c26
 def wrong_passages(
     examples: Sequence[Example],
-    share: float = 1 / 3,  # how many to make for each example
+    share: float = 0.25,  # how many to make for each example
     seed: int = 42,  # of the draw
 ) -> list[Example]:  # without answers
     "Questions on another passage of their group that does not hold the answer's words: near misses."
