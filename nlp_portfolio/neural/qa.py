@@ -243,13 +243,13 @@ class Window:
     offsets: list[tuple[int, int]]
     features: np.ndarray
 
-# %% ../../nbs/5_neural/28_qa.ipynb #1c6554b2
+# %% ../../nbs/5_neural/28_qa.ipynb #271efbb4
 def kept_spans(question: str, passage: str, keep: int | None) -> list[tuple[int, int]]:
     "Spans of the `keep` best sentences in their order; all for None."
     spans, scores = overlap_scores(question, passage)
     return [spans[i] for i in sorted(np.argsort(-scores, kind="stable")[:keep])]
 
-
+# %% ../../nbs/5_neural/28_qa.ipynb #7543cff4
 def windows(
     tokenizer: Any,  # a fast tokenizer of transformers
     examples: Sequence[Example],
