@@ -20,7 +20,7 @@ def windows_needed(tokens: int, question: int, max_length: int, stride: int) -> 
         return 0
     return 1 + max(0, -(-(tokens - width) // (width - stride)))
 
-# %% ../../nbs/course/exercises/lesson_28.ipynb #bb2ada0b
+# %% ../../nbs/course/exercises/lesson_28.ipynb #69a86296
 def _stride_as_step(tokens: int, question: int, max_length: int, stride: int) -> int:
     "The mistake of taking the stride for the step."
     width = max_length - question - 3
@@ -43,7 +43,8 @@ def _passages(rng: Random) -> list[tuple[int, int, int, int]]:
     question, width, stride = rng.randint(5, 25), rng.randint(60, 120), rng.randint(8, 24)
     rows = [(rng.randint(300, 900), rng.randint(5, 25), rng.choice([128, 192, 256]), rng.choice([16, 32, 48])) for _ in range(4)]
     exact = question + 3 + width
-    return [*rows, (width, question, exact, stride), (width + 1, question, exact, stride), (400, question, question + 3 + stride, stride)]
+    tight = question + 3 + stride
+    return [*rows, (width, question, exact, stride), (width + 1, question, exact, stride), (400, question, tight, stride)]
 
 # %% ../../nbs/course/exercises/lesson_28.ipynb #0ae378bf
 register(Exercise(
@@ -135,7 +136,7 @@ def _no_limit(start: list[float], end: list[float], max_length: int) -> list[Spa
     "The mistake of ignoring the length limit."
     return two_spans(start, end, len(start))
 
-# %% ../../nbs/course/exercises/lesson_28.ipynb #9b9d095e
+# %% ../../nbs/course/exercises/lesson_28.ipynb #765f479c
 def _scores(rng: Random) -> list[tuple[list[float], list[float], int]]:
     "Rows whose two best pairs overlap and whose best start and best end are far apart; one of a single token."
     cases = []
@@ -155,13 +156,13 @@ register(Exercise(
     hints=("List all allowed pairs with their sums, and take the best.",
            "For the second, keep only the pairs that end before the first begins or begin after it ends."),
     mistakes=(
-        Mistake(_two_best, "The second best pair shares tokens with the best one nearly always: it is the same answer, a word longer."),
+        Mistake(_two_best, "The second best pair nearly always shares tokens with the best: the same answer, a word longer."),
         Mistake(_separately, "Beginning and end have to be chosen together, in order and within the length limit."),
         Mistake(_no_limit, "No span may be longer than max_length tokens."),
     ),
 ))
 
-# %% ../../nbs/course/exercises/lesson_28.ipynb #6a0ed938
+# %% ../../nbs/course/exercises/lesson_28.ipynb #a9f09958
 Rows = list[tuple[str, float, float]]
 
 
@@ -175,9 +176,9 @@ def ship(rows: Rows) -> str:
 def _development(rng: Random) -> list[tuple[Rows]]:
     "The best F1 loses too much of holding; two hold enough; the sentence holds most."
     holds, names = rng.randint(80, 90), rng.sample(["base", "small", "long", "wide", "tuned", "early"], 4)
-    rows = [(names[0], rng.randint(60, 68), holds - rng.randint(9, 20)), (names[1], rng.randint(45, 52), holds - rng.randint(2, 5)),
-            (names[2], rng.randint(30, 40), holds - rng.randint(0, 1)), (names[3], rng.randint(53, 58), holds - rng.randint(6, 8)),
-            ("sentence", rng.randint(15, 22), holds)]
+    f1s, losses = ((60, 68), (45, 52), (30, 40), (53, 58)), ((9, 20), (2, 5), (0, 1), (6, 8))
+    rows = [(name, rng.randint(*f1), holds - rng.randint(*loss)) for name, f1, loss in zip(names, f1s, losses, strict=True)]
+    rows.append(("sentence", rng.randint(15, 22), holds))
     rng.shuffle(rows)
     return [([(name, float(f1), float(held)) for name, f1, held in rows],)]
 

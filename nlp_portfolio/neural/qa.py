@@ -88,7 +88,7 @@ def answer_scores(
             for said, e in zip(answers, examples, strict=True)]
     return 100 * pd.DataFrame(rows, columns=["exact_match", "f1"], index=[e.id for e in examples], dtype=float)
 
-# %% ../../nbs/5_neural/28_qa.ipynb #484a8025
+# %% ../../nbs/5_neural/28_qa.ipynb #b6ff3f3b
 WORD = re.compile(r"\w+(?:[-'’.,]\w+)*")
 STOP = frozenset("""a an and are as at be been by can could did do does for from had has have he her his how i in into is it
 its many much of on or she that the their them they this to was we were what when where which who whom whose why will with
@@ -98,7 +98,8 @@ would you""".split())
 def stem(word: str) -> str:
     "Lower-case, and without a common ending where three letters remain."
     word = word.lower()
-    return next((word[:-len(end)] for end in ("ing", "ed", "es", "s", "ly") if word.endswith(end) and len(word) - len(end) > 2), word)
+    ends = (end for end in ("ing", "ed", "es", "s", "ly") if word.endswith(end) and len(word) - len(end) > 2)
+    return word.removesuffix(next(ends, ""))
 
 
 def content_words(text: str) -> set[str]:
@@ -138,8 +139,9 @@ def best_sentence(question: str, passage: str) -> tuple[int, int]:
     spans, scores = overlap_scores(question, passage)
     return spans[int(scores.argmax())]
 
-# %% ../../nbs/5_neural/28_qa.ipynb #659d3a37
-KINDS = {"number": r"\bhow (?:many|much|long|old|far|tall|high|large|big|fast|often|wide|heavy)\b|\b(?:percent|percentage|number|amount|age)\b",
+# %% ../../nbs/5_neural/28_qa.ipynb #6d43e9cb
+KINDS = {"number": r"\bhow (?:many|much|long|old|far|tall|high|large|big|fast|often|wide|heavy)\b|"
+                   r"\b(?:percent|percentage|number|amount|age)\b",
          "when": r"\bwhen\b|\b(?:what|which) (?:year|date|day|month|century|decade|time)\b", "who": r"\bwho(?:m|se)?\b",
          "where": r"\bwhere\b|\b(?:what|which) (?:city|country|place|state|town|river|region|continent|county)\b",
          "what": r"\b(?:what|which|name)\b", "other": ""}
@@ -205,10 +207,10 @@ def window_bounds(
     starts = range(0, max(1, tokens - stride), width - stride)
     return [(start, min(start + width, tokens)) for start in starts]
 
-# %% ../../nbs/5_neural/28_qa.ipynb #fd5ac14f
+# %% ../../nbs/5_neural/28_qa.ipynb #2077b595
 DISTANCES = (0, 2, 5)  # words away from a word of the question, at most; further away is the last feature
-FEATURES = ["in the question", "sentence score", "best sentence", "two best sentences", "0 away", "1-2 away", "3-5 away", "6+ away",
-            *(f"{k} × {s}" for k in KINDS for s in SHAPES)]
+FEATURES = ["in the question", "sentence score", "best sentence", "two best sentences",
+            "0 away", "1-2 away", "3-5 away", "6+ away", *(f"{k} × {s}" for k in KINDS for s in SHAPES)]
 
 
 def word_features(
@@ -293,7 +295,7 @@ def target(
     last = [t for t, (a, b) in enumerate(window.offsets) if a < example.end <= b]
     return (first[0], last[0]) if first and last else (0, 0)
 
-# %% ../../nbs/5_neural/28_qa.ipynb #d0201152
+# %% ../../nbs/5_neural/28_qa.ipynb #6ce827c6
 def best_span(
     start: np.ndarray,  # score of beginning at each token
     end: np.ndarray,  # score of ending at each token
@@ -301,13 +303,14 @@ def best_span(
 ) -> tuple[int, int, float]:  # first token, last token, sum of their scores
     "The best pair with first <= last and at most `max_length` tokens. Raises ValueError for unequal or empty scores."
     if len(start) != len(end) or not len(start) or max_length < 1:
-        raise ValueError(f"need two equally long rows of scores and a length of at least 1, got {len(start)}, {len(end)}, {max_length}")
+        raise ValueError(f"need two equally long rows of scores and a length of at least 1, "
+                         f"got {len(start)}, {len(end)}, {max_length}")
     sums = np.asarray(start, dtype=float)[:, None] + np.asarray(end, dtype=float)
     allowed = np.triu(np.ones(sums.shape, dtype=bool)) & np.tri(*sums.shape, max_length - 1, dtype=bool)
     i, j = np.unravel_index(np.where(allowed, sums, -np.inf).argmax(), sums.shape)
     return int(i), int(j), float(sums[i, j])
 
-# %% ../../nbs/5_neural/28_qa.ipynb #41065fd9
+# %% ../../nbs/5_neural/28_qa.ipynb #cacee2ad
 class SpanReader(EncoderClassifier):
     """An encoder that scores every token as first and as last of the answer. `use_features` adds a linear layer over the
     word features; it begins at zero. The encoder given is used, not copied."""
@@ -317,7 +320,8 @@ class SpanReader(EncoderClassifier):
         self.use_features, self.extra = use_features, nn.Linear(len(FEATURES), 2, bias=False, device=base.model.device)
         nn.init.zeros_(self.extra.weight)
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor, features: Tensor, allowed: Tensor) -> Tensor:
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor, features: Tensor,
+                allowed: Tensor) -> Tensor:
         "A batch of windows to logits of shape (windows, tokens, 2); where not `allowed`, -10,000."
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids}
         logits = self.head(self.dropout(self.encoder(**inputs).last_hidden_state).to(self.head.weight.dtype))
@@ -352,7 +356,7 @@ def lora_reader(
     with quiet():
         return with_adapter(model, config, seed)
 
-# %% ../../nbs/5_neural/28_qa.ipynb #867c6976
+# %% ../../nbs/5_neural/28_qa.ipynb #5245e888
 def train_reader(
     model: SpanReader,  # changed in place: only what is trainable
     some: Sequence[Window],
@@ -371,7 +375,8 @@ def train_reader(
     goal = torch.tensor(goals, device=device)
     for number, batches in enumerate(plan, 1):
         model.train()
-        seen = [_step(model, window_batch([some[i] for i in rows], device), goal[rows], recipe, optimizer, schedule) for rows in batches]
+        seen = [_step(model, window_batch([some[i] for i in rows], device), goal[rows], recipe, optimizer, schedule)
+                for rows in batches]
         losses.append(float(np.mean(seen)))
         if after_epoch:
             after_epoch(number, losses[-1])
@@ -459,7 +464,7 @@ def wrong_passages(
             made.append(Example(f"{e.id}-wrong", e.question, others[rng.integers(len(others))], group=e.group))
     return made
 
-# %% ../../nbs/5_neural/28_qa.ipynb #3285cf26
+# %% ../../nbs/5_neural/28_qa.ipynb #4ee0c7b5
 def group_interval(
     values: Sequence[float],  # one a question
     groups: Sequence[str],  # the article of each
@@ -469,7 +474,8 @@ def group_interval(
     "Mean of the values, and its bootstrap interval when whole groups are drawn."
     sums = pd.DataFrame({"value": list(values), "group": list(groups)}).groupby("group")["value"].agg(["sum", "count"])
     mean = lambda total, count, axis: total.sum(axis) / count.sum(axis)
-    return bootstrap_interval(sums["sum"].to_numpy(float), sums["count"].to_numpy(float), metric=mean, resamples=resamples, seed=seed)
+    totals, counts = sums["sum"].to_numpy(float), sums["count"].to_numpy(float)
+    return bootstrap_interval(totals, counts, metric=mean, resamples=resamples, seed=seed)
 
 # %% ../../nbs/5_neural/28_qa.ipynb #b3e53668
 def sentence_around(passage: str, start: int) -> tuple[int, int]:
