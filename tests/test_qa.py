@@ -268,6 +268,22 @@ def test_answer_is_the_text_at_its_place(reader):
     assert qa.read(reader, []) == []
 
 
+def test_window_that_is_surest_against_its_own_no_answer_wins(reader, monkeypatch):
+    def logits(model, some):
+        made = [np.full((len(w.input_ids), 2), -3.0, dtype=np.float32) for w in some]
+        for window, scores, best, none in zip(some, made, (9.0, 4.0), (8.0, -1.0), strict=True):
+            inside = [t for t, (a, b) in enumerate(window.offsets) if b > a]
+            scores[inside[3]], scores[0] = best, none
+        return made
+
+    monkeypatch.setattr(qa, "span_logits", logits)
+    one, cut = example(), qa.windows
+    monkeypatch.setattr(qa, "windows", lambda *_, **__: cut(reader.tokenizer, [one], 32, 4)[:2])
+    [answer] = qa.read(reader, [one])
+    assert answer.score == pytest.approx(2 * 4.0 - 2 * -1.0, abs=1e-6)
+    assert answer.start > 0 and answer.text == one.passage[answer.start:answer.end]
+
+
 def test_a_few_questions_are_learnt_by_heart():
     model = qa.lora_reader(8, seed=1)
     rows = [example(), example("1868", question="When did it begin?"), example("Gdańsk", question="Where was it built?"),
