@@ -108,7 +108,10 @@ def test_hub_entry_pins_a_revision(name):
 def test_bundled_split_is_what_the_manifest_says(name, split):
     data, spec = ds.load(name, split, source="sample"), ds.manifest()[name]
     assert data.num_rows == spec["sample"]["rows"][split]
-    kinds = {n: "strings" if isinstance(data[0][n], list) else f.dtype for n, f in data.features.items()}
+    lists = {1: "strings", 2: "string_lists"}
+    first = {n: next((row[n] for row in data if not isinstance(row[n], list) or row[n]), None) for n in data.features}
+    kinds = {n: lists[1 + isinstance(first[n][0], list)] if isinstance(first[n], list) else f.dtype
+             for n, f in data.features.items()}
     assert kinds == {n: kind.rstrip("?") for n, kind in ds.columns_of(name, split).items()}
     assert len(set(data["id"])) == len(data)
     assert ds.provenance(data).version == spec["sample"]["sha256"][split]

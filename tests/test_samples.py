@@ -38,11 +38,35 @@ def distinct(texts: list[str], length: int = 4) -> float:
     return len(set(grams)) / len(grams)
 
 
-@pytest.mark.parametrize("name", manifest())
-def test_sample_is_varied(name: str) -> None:
-    texts = [row["text"] for row in rows_of(name)]
+BUNDLED = [name for name, spec in manifest().items() if spec["sample"]["rows"]]
+
+
+@pytest.mark.parametrize(("name", "column"), [(name, column) for name in BUNDLED for column in ("text", "passage", "question")
+                                              if any(column in row for row in rows_of(name))])
+def test_sample_is_varied(name: str, column: str) -> None:
+    texts = [row[column] for row in rows_of(name) if column in row]
     assert shared_runs(texts) == []
     assert distinct(texts) >= 0.9
+
+
+def test_xquad_sample_answers_stand_where_the_rows_say() -> None:
+    rows = rows_of("xquad")
+    texts = {row["id"]: row["text"] for row in rows if "text" in row}
+    questions = [row for row in rows if "question" in row]
+    assert len(questions) == 192 and {row["paragraph_id"] for row in questions} == set(texts)
+    for row in questions:
+        text, start = texts[row["paragraph_id"]], row["answer_start"]
+        assert text[start:start + len(row["answer"])] == row["answer"], row["id"]
+    assert all(80 <= len(text.split()) <= 130 for text in texts.values())
+
+
+def test_clapnq_sample_has_answers_exactly_where_it_says() -> None:
+    rows = rows_of("clapnq")
+    assert sum(row["answerable"] for row in rows) * 2 == len(rows)
+    for row in rows:
+        assert row["passage"] == " ".join(row["sentences"]) and bool(row["answers"]) == row["answerable"]
+        assert len(row["answers"]) == len(row["selected_sentences"])
+        assert {one for chosen in row["selected_sentences"] for one in chosen} <= set(row["sentences"])
 
 
 def test_a_template_would_be_seen() -> None:
@@ -88,7 +112,7 @@ def test_tickets_are_what_the_guide_says() -> None:
     assert sum(row["first_label"] not in row["intents"] for row in rows) == 42
 
 
-@pytest.mark.parametrize("name", manifest())
+@pytest.mark.parametrize("name", BUNDLED)
 def test_sample_ids_are_unique(name: str) -> None:
     ids = [row["id"] for row in rows_of(name)]
     assert len(set(ids)) == len(ids)
