@@ -5,12 +5,13 @@
 # make demo P=1    its demo in the browser
 # make bench       the services under load, beside LitServe with the same model
 # make fuzz        the fuzz of the services at full length (N=100000), its figures kept in tests/campaigns
+# make kills       kill -9 while an index is written (K=50), likewise
 # make reference   for contributors: refresh kept outputs, reference rows and tables (FULL=1 measures the full profile too)
 
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 
-.PHONY: start test lab serve demo bench fuzz reference clean
+.PHONY: start test lab serve demo bench fuzz kills reference clean
 
 start: .venv/ready
 	@.venv/bin/nlp-portfolio start $(if $(NO_LAB),--no-lab)
@@ -36,6 +37,11 @@ N ?= 100000
 
 fuzz: .venv/ready
 	@NLP_PORTFOLIO_CAMPAIGN=$(N) .venv/bin/python -m pytest -q -k "test_fuzz" $(ARGS)
+
+K ?= 50
+
+kills: .venv/ready
+	@NLP_PORTFOLIO_CAMPAIGN=$(K) .venv/bin/python -m pytest -q -k "kill_9" $(ARGS)
 
 reference: .venv/ready
 	@.venv/bin/nlp-portfolio reference $(if $(FULL),--full)

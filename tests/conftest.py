@@ -53,8 +53,7 @@ def tree(tmp_path: Path) -> Path:
 
 
 class Campaign:
-    """Fuzzing and killing: the suite runs a short form with a fixed seed, `make fuzz N=100000` the long one, whose figures are kept
-    in tests/campaigns."""
+    "Fuzzing and killing: the suite runs a short form; `make fuzz` and `make kills` long ones, kept in tests/campaigns."
 
     def __init__(self) -> None:
         self.long, self._start = int(os.environ.get("NLP_PORTFOLIO_CAMPAIGN", 0)), time.monotonic()

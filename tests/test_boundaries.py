@@ -20,7 +20,13 @@ from nlp_portfolio.course.datasets import excerpt, load, read_rows
 from nlp_portfolio.course.exercise import check, exercise_ids
 from nlp_portfolio.course.models import encoder
 from nlp_portfolio.evaluation import errors, metrics
+from nlp_portfolio.evaluation.ranking import recall_at_k
 from nlp_portfolio.neural.lora import load_adapter, predict
+from nlp_portfolio.retrieval.corpus import questions
+from nlp_portfolio.retrieval.documents import Document, Passage, normalized, passage_of, quotes
+from nlp_portfolio.retrieval.index import Index
+from nlp_portfolio.retrieval.ingest import Unreadable, read_bytes, read_document
+from nlp_portfolio.retrieval.vectors import embed, embed_query
 from nlp_portfolio.serving.app import Limits, read_texts
 
 NAN, HALF, NUL, MANY = float("nan"), "half \ud800", "a\0b", 10**5
@@ -77,10 +83,31 @@ def tagger():
     return TicketTagger.load()
 
 
+def flat(texts):
+    return np.full((len(texts), 4), 0.5, dtype=np.float32)
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory):
+    found = Index.open(tmp_path_factory.mktemp("index") / "x", embed=flat)
+    found.add([passage_of(Document("d", "It runs. It stops.", metadata={"language": "en"}), 0, 8)])
+    return found
+
+
 @pytest.fixture
-def here(tmp_path, minilm, fitted, adapter, tagger):
+def here(tmp_path, minilm, fitted, adapter, tagger, index):
     "What the calls of the table need."
-    return SimpleNamespace(folder=tmp_path, minilm=minilm, fitted=fitted, adapter=adapter, tagger=tagger)
+    return SimpleNamespace(folder=tmp_path, minilm=minilm, fitted=fitted, adapter=adapter, tagger=tagger, index=index)
+
+
+def raw(x):
+    "A text as the bytes of a file; other values as they are."
+    return x.encode("utf-8", "surrogatepass") if isinstance(x, str) else x
+
+
+def texts_of(hits):
+    return [hit.passage.text for hit in hits]
+
 
 
 def rows_of(here, line: str | bytes):
@@ -122,6 +149,12 @@ NO_MODEL = error(ValueError, "model must be a text of 1 to 200 characters")
 NO_METRIC = error(ValueError, "metric f1 must be a finite number")
 MISSING = error(ValueError, "a label or a prediction is missing (NaN)")
 NO_OUTCOME = error(ValueError, "mcnemar compares right and wrong (1 and 0)")
+
+NO_SPLIT_OF_QUESTIONS = error(ValueError, "choose dev or test")
+NO_K = error(ValueError, "k must be a whole number of at least 1")
+NO_KEY = error(ValueError, "cannot be a metadata key")
+NO_ENDING = error(Unreadable, "is not read here: save it as one of")
+RUNS = ["It runs."]
 
 # function: how it is called, with which inputs, and the answers to empty, huge, non-string, NaN, surrogate, NUL
 TABLE = {
@@ -198,6 +231,34 @@ TABLE = {
     "mcnemar": (lambda at, x: errors.mcnemar(x, [1] * len(x)), NUMBERS,
                 row(error(ValueError, "non-empty columns"), NO_OUTCOME, NO_SCORE,
                     error(ValueError, "a column holds NaN"), NO_SCORE, NO_SCORE)),
+    "normalized": (lambda at, x: normalized(x), TEXTS, row(
+        "", lambda found: found == TEXTS["huge"].strip(), NO_TEXT, NO_TEXT, HALF, NUL)),
+    "quotes": (lambda at, x: quotes("a b", x), TEXTS, row(False, False, NO_TEXT, NO_TEXT, False, False)),
+    "questions": (lambda at, x: questions(x), TEXTS, row(NO_SPLIT_OF_QUESTIONS)),
+    "embed": (lambda at, x: embed([x], keep=False), TEXTS,
+              row(unit_vector, unit_vector, NO_TEXT, NO_TEXT, unit_vector, unit_vector)),
+    "embed_query": (lambda at, x: embed_query(x).shape, TEXTS, row((384,), (384,), NO_TEXT, NO_TEXT, (384,), (384,))),
+    "read_bytes data": (lambda at, x: read_bytes(raw(x), "a.txt").text, TEXTS, row(
+        error(Unreadable, "it is empty"), lambda found: found.split() == ["word"] * MANY,
+        error(TypeError, "expected bytes, got int"), error(TypeError, "expected bytes, got float"),
+        error(Unreadable, "save it as UTF-8"), error(Unreadable, "not a text file"))),
+    "read_bytes name": (lambda at, x: read_bytes(b"It runs.", x), TEXTS, row(
+        NO_ENDING, error(Unreadable, "word"), error(TypeError, "expected a file name as text"),
+        error(TypeError, "expected a file name as text"), NO_ENDING, NO_ENDING)),
+    "read_document": (lambda at, x: read_document(x), TEXTS, row(
+        error(Unreadable, "it is a folder"), error(Unreadable, "word"), error(TypeError, "expected str, bytes or os.PathLike"),
+        error(TypeError, "expected str, bytes or os.PathLike"), error(Unreadable, "cannot be opened"),
+        error(Unreadable, "cannot be opened"))),
+    "Index.search": (lambda at, x: texts_of(at.index.search(x)), TEXTS, row([], RUNS, NO_TEXT, NO_TEXT, RUNS, RUNS)),
+    "Index.search bm25": (lambda at, x: texts_of(at.index.search(x, mode="bm25")), TEXTS, row([], [], NO_TEXT, NO_TEXT, [], [])),
+    "Index.search k": (lambda at, x: texts_of(at.index.search("runs", k=x)), TEXTS, row(
+        *[error(ValueError, "a whole k of 1 or more")] * 2, RUNS, *[error(ValueError, "a whole k of 1 or more")] * 3)),
+    "Index.search value": (lambda at, x: texts_of(at.index.search("runs", where={"language": x})), TEXTS, row(
+        [], [], [], error(ValueError, "metadata 'language' is nan"), [], [])),
+    "Index.search key": (lambda at, x: at.index.search("runs", where={x: "en"}), TEXTS, row(NO_KEY)),
+    "Index.add": (lambda at, x: Index.open(at.folder / "own", embed=flat).add([Passage("p", x)]), TEXTS,
+                  row(1, 1, NO_TEXT, NO_TEXT, 1, 1)),
+    "recall_at_k": (lambda at, x: recall_at_k([["a"]], [{"a"}], x), TEXTS, row(NO_K, NO_K, same_array(1.0), NO_K, NO_K, NO_K)),
     "confusion_table": (lambda at, x: errors.confusion_table(x, x).shape, NUMBERS,
                         row(error(ValueError, "non-empty columns"), (1, 1), (1, 1), error(ValueError, "is missing"),
                             error(ValueError, "surrogates not allowed"), (1, 1))),
@@ -220,7 +281,8 @@ def test_boundary(name, kind, here):
 def test_no_boundary_function_is_forgotten():
     "Each function that takes a learner's data has its rows in the table."
     wanted = {"load", "read_rows", "record", "check", "excerpt", "clean", "tfidf_logreg", "load_model",
-              "find_copies", "Encoder.encode", "word_ngrams", "predict", "TicketTagger.predict", "read_texts",
+              "find_copies", "Encoder.encode", "word_ngrams", "embed", "read_bytes", "read_document", "Index.search", "Index.add",
+              "predict", "TicketTagger.predict", "read_texts", "questions",
               "accuracy", "precision_recall_f1", "corpus_bleu", "rouge_n", "perplexity", "expected_calibration_error", "mcnemar"}
     assert wanted <= {name.split(" ")[0] for name in TABLE}
     assert all(set(answers) == set(inputs) == set(KINDS) for _, inputs, answers in TABLE.values())

@@ -202,6 +202,9 @@ def _parser() -> argparse.ArgumentParser:
     add("data", "where each data set comes from on this machine")
     add("doctor", "check this machine and say what to do")
     add("verify", "measure the reference numbers again", notebooks=True)
+    search = add("search", "search the documentation of this Python")
+    search.add_argument("words", nargs="*", help="a question; none: every line of the input is one")
+    search.add_argument("--k", type=int, default=5, help="passages an answer")
     add("reference", "for contributors: refresh outputs, reference rows and tables", notebooks=True).add_argument(
         "--full", action="store_true", help="measure the full profile too")
     return parser
@@ -215,6 +218,16 @@ def _reference(names: Sequence[str], full: bool) -> None:
     print(f"refreshed: {', '.join(refresh_heads_and_tables(root)) or 'nothing'}")
 
 # %% ../../nbs/course/cli.ipynb #150b5f84
+def _search(words: Sequence[str], k: int) -> bool:
+    "Search in a process of its own: the command line itself never loads torch. Raises RuntimeError where extras are missing."
+    if not all(map(_version, ("bm25s", "torch"))):
+        raise RuntimeError('search needs two extras: pip install "nlp-portfolio[neural,retrieval]"')
+    if k < 1:
+        raise ValueError(f"--k must be at least 1, got {k}")
+    code = "import sys; from nlp_portfolio.retrieval.console import console; console(sys.argv[2:], int(sys.argv[1]))"
+    return not subprocess.run([sys.executable, "-W", "ignore", "-c", code, str(k), *words]).returncode
+
+
 def _dispatch(args: argparse.Namespace) -> bool:
     "Carry out one command; whether it succeeded."
     if args.command == "start":
@@ -224,6 +237,8 @@ def _dispatch(args: argparse.Namespace) -> bool:
     if args.command == "reference":
         _reference(args.notebooks, args.full)
         return True
+    if args.command == "search":
+        return _search(args.words, args.k)
     table = {"status": status, "data": catalogue, "doctor": doctor}.get(args.command, lambda: verify(args.notebooks))()
     print(table.to_string())
     return "agrees" not in table or bool(table["agrees"].all())

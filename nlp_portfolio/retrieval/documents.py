@@ -13,6 +13,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from ..course.datasets import as_text
+
 # %% ../../nbs/course/retrieval/documents.ipynb #8384a2f9
 Value = str | int | float | bool
 
@@ -107,12 +109,12 @@ def normalized(
     text: str,  # anything quoted
 ) -> str:
     "A text as quotes are compared: NFKC, case folded, every run of white space one space."
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+    return " ".join(unicodedata.normalize("NFKC", as_text(text)).casefold().split())
 
 
 def quotes(
     text: str,  # a passage's text
     quote: str,  # what should stand in it
 ) -> bool:
-    "Whether a text holds a quote word for word, but for white space, case and Unicode's compatibility forms."
-    return normalized(quote) in normalized(text)
+    "Whether a text holds a quote word for word, but for white space, case and Unicode's compatibility forms. None holds an empty one."
+    return bool(wanted := normalized(quote)) and wanted in normalized(text)
