@@ -89,6 +89,7 @@ def lance(mode: str) -> Callable[..., Search]:
         from nlp_portfolio.retrieval.index import Index
 
         known = {passage.indexed: vector for passage, vector in zip(corpus, vectors, strict=True)}
+        known["dimension"] = vectors[0]  # what a new index embeds, to see how long vectors are
         folder = Path(tempfile.mkdtemp()) / "index"
         index = Index.open(folder, lambda texts: np.stack([known[text] for text in texts]), query_vector, "minilm")
         index.add(corpus)
