@@ -1,6 +1,6 @@
 """Search over the documentation corpus: ours beside bm25s and faiss, with the same words and the same vectors, in one run.
 
-The table is printed and written to benchmarks/retrieval.json. Each row is a process of its own on one thread, so that no row
+The table is printed and kept in the package. Each row is a process of its own on one thread, so that no row
 profits from another's caches. A dense query pays for its vector, which is also shown apart. Options: `--rounds 3 --only Bm25`.
 """
 
@@ -28,7 +28,7 @@ from nlp_portfolio.retrieval.documents import Passage
 from nlp_portfolio.retrieval.hybrid import Bm25, Dense, Fused, evidence_recall, words
 from nlp_portfolio.retrieval.vectors import embed
 
-REPORT = Path(__file__).resolve().with_suffix(".json")
+KEPT = Path(__file__).resolve().parents[1] / "nlp_portfolio/data/benchmarks/retrieval.json"
 K, WEIGHTS = 10, (0.3, 0.7)  # BM25 and dense: lesson 33's choice on the development questions
 Search = Callable[[str], Sequence[str]]  # a query -> ids, best first
 
@@ -171,5 +171,5 @@ if __name__ == "__main__":
     facts = {"date": datetime.date.today().isoformat(), "machine": f"{platform.machine()}, {os.cpu_count()} cores, one thread",
              "python": platform.python_version(), "k": K, "rounds": args.rounds, "rows": table.round(4).to_dict("records")}
     if not args.only:
-        REPORT.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+        KEPT.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     print(table.round(3).to_string(index=False))

@@ -18,7 +18,7 @@ from .hybrid import Bm25, Dense, Fused
 from .vectors import embed_query
 
 # %% ../../nbs/course/retrieval/console.ipynb #216c4f7c
-SHARES = (0.5, 0.5)  # of BM25 and of the vectors
+SHARES = (0.3, 0.7)  # of BM25 and of the vectors
 
 
 @cache
