@@ -22,8 +22,10 @@ from nlp_portfolio.course.models import encoder
 from nlp_portfolio.evaluation import errors, metrics
 from nlp_portfolio.evaluation.ranking import recall_at_k
 from nlp_portfolio.neural.lora import load_adapter, predict
+from nlp_portfolio.retrieval.chunks import fixed_chunks, sentences
 from nlp_portfolio.retrieval.corpus import questions
 from nlp_portfolio.retrieval.documents import Document, Passage, normalized, passage_of, quotes
+from nlp_portfolio.retrieval.hybrid import Bm25, Dense, Fused
 from nlp_portfolio.retrieval.index import Index
 from nlp_portfolio.retrieval.ingest import Unreadable, read_bytes, read_document
 from nlp_portfolio.retrieval.vectors import embed, embed_query
@@ -94,10 +96,17 @@ def index(tmp_path_factory):
     return found
 
 
+@pytest.fixture(scope="module")
+def fused():
+    page = Document("d", "It runs. It stops.")
+    cut = [passage_of(page, 0, 8), passage_of(page, 9, 18)]
+    return Fused([Bm25(cut), Dense(cut, np.eye(2), lambda text: np.array([1.0, 0.0]))], (0.3, 0.7))
+
+
 @pytest.fixture
-def here(tmp_path, minilm, fitted, adapter, tagger, index):
+def here(tmp_path, minilm, fitted, adapter, tagger, index, fused):
     "What the calls of the table need."
-    return SimpleNamespace(folder=tmp_path, minilm=minilm, fitted=fitted, adapter=adapter, tagger=tagger, index=index)
+    return SimpleNamespace(folder=tmp_path, minilm=minilm, fitted=fitted, adapter=adapter, tagger=tagger, index=index, fused=fused)
 
 
 def raw(x):
@@ -154,7 +163,8 @@ NO_SPLIT_OF_QUESTIONS = error(ValueError, "choose dev or test")
 NO_K = error(ValueError, "k must be a whole number of at least 1")
 NO_KEY = error(ValueError, "cannot be a metadata key")
 NO_ENDING = error(Unreadable, "is not read here: save it as one of")
-RUNS = ["It runs."]
+NO_STRING = error(TypeError, "expected string")
+RUNS, BOTH = ["It runs."], ["It runs.", "It stops."]
 
 # function: how it is called, with which inputs, and the answers to empty, huge, non-string, NaN, surrogate, NUL
 TABLE = {
@@ -249,6 +259,11 @@ TABLE = {
         error(Unreadable, "it is a folder"), error(Unreadable, "word"), error(TypeError, "expected str, bytes or os.PathLike"),
         error(TypeError, "expected str, bytes or os.PathLike"), error(Unreadable, "cannot be opened"),
         error(Unreadable, "cannot be opened"))),
+    "Bm25.search": (lambda at, x: texts_of(at.fused.retrievers[0].search(x)), TEXTS, row([], [], NO_TEXT, NO_TEXT, [], [])),
+    "Fused.search": (lambda at, x: texts_of(at.fused.search(x)), TEXTS, row([], BOTH, NO_TEXT, NO_TEXT, BOTH, BOTH)),
+    "Fused.search k": (lambda at, x: texts_of(at.fused.search("runs", x)), TEXTS, row(NO_K, NO_K, BOTH, NO_K, NO_K, NO_K)),
+    "sentences": (lambda at, x: len(sentences(x)), TEXTS, row(1, 1, NO_STRING, NO_STRING, 1, 1)),
+    "fixed_chunks": (lambda at, x: len(fixed_chunks(Document("d", x), 200)), TEXTS, row(0, 500, NO_STRING, NO_STRING, 1, 1)),
     "Index.search": (lambda at, x: texts_of(at.index.search(x)), TEXTS, row([], RUNS, NO_TEXT, NO_TEXT, RUNS, RUNS)),
     "Index.search bm25": (lambda at, x: texts_of(at.index.search(x, mode="bm25")), TEXTS, row([], [], NO_TEXT, NO_TEXT, [], [])),
     "Index.search k": (lambda at, x: texts_of(at.index.search("runs", k=x)), TEXTS, row(
@@ -281,7 +296,8 @@ def test_boundary(name, kind, here):
 def test_no_boundary_function_is_forgotten():
     "Each function that takes a learner's data has its rows in the table."
     wanted = {"load", "read_rows", "record", "check", "excerpt", "clean", "tfidf_logreg", "load_model",
-              "find_copies", "Encoder.encode", "word_ngrams", "embed", "read_bytes", "read_document", "Index.search", "Index.add",
+              "find_copies", "Encoder.encode", "word_ngrams", "embed", "read_bytes", "read_document", "Bm25.search", "Fused.search",
+              "Index.search", "Index.add", "fixed_chunks",
               "predict", "TicketTagger.predict", "read_texts", "questions",
               "accuracy", "precision_recall_f1", "corpus_bleu", "rouge_n", "perplexity", "expected_calibration_error", "mcnemar"}
     assert wanted <= {name.split(" ")[0] for name in TABLE}
