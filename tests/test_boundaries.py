@@ -22,7 +22,7 @@ from nlp_portfolio.course.models import encoder
 from nlp_portfolio.evaluation import errors, metrics
 from nlp_portfolio.evaluation.ranking import recall_at_k
 from nlp_portfolio.neural.lora import load_adapter, predict
-from nlp_portfolio.retrieval.chunks import fixed_chunks, sentences
+from nlp_portfolio.retrieval.chunks import fixed_chunks
 from nlp_portfolio.retrieval.corpus import questions
 from nlp_portfolio.retrieval.documents import Document, Passage, normalized, passage_of, quotes
 from nlp_portfolio.retrieval.hybrid import Bm25, Dense, Fused
@@ -106,7 +106,8 @@ def fused():
 @pytest.fixture
 def here(tmp_path, minilm, fitted, adapter, tagger, index, fused):
     "What the calls of the table need."
-    return SimpleNamespace(folder=tmp_path, minilm=minilm, fitted=fitted, adapter=adapter, tagger=tagger, index=index, fused=fused)
+    return SimpleNamespace(folder=tmp_path, minilm=minilm, fitted=fitted, adapter=adapter, tagger=tagger, index=index,
+                           fused=fused)
 
 
 def raw(x):
@@ -262,7 +263,6 @@ TABLE = {
     "Bm25.search": (lambda at, x: texts_of(at.fused.retrievers[0].search(x)), TEXTS, row([], [], NO_TEXT, NO_TEXT, [], [])),
     "Fused.search": (lambda at, x: texts_of(at.fused.search(x)), TEXTS, row([], BOTH, NO_TEXT, NO_TEXT, BOTH, BOTH)),
     "Fused.search k": (lambda at, x: texts_of(at.fused.search("runs", x)), TEXTS, row(NO_K, NO_K, BOTH, NO_K, NO_K, NO_K)),
-    "sentences": (lambda at, x: len(sentences(x)), TEXTS, row(1, 1, NO_STRING, NO_STRING, 1, 1)),
     "fixed_chunks": (lambda at, x: len(fixed_chunks(Document("d", x), 200)), TEXTS, row(0, 500, NO_STRING, NO_STRING, 1, 1)),
     "Index.search": (lambda at, x: texts_of(at.index.search(x)), TEXTS, row([], RUNS, NO_TEXT, NO_TEXT, RUNS, RUNS)),
     "Index.search bm25": (lambda at, x: texts_of(at.index.search(x, mode="bm25")), TEXTS, row([], [], NO_TEXT, NO_TEXT, [], [])),
@@ -296,8 +296,8 @@ def test_boundary(name, kind, here):
 def test_no_boundary_function_is_forgotten():
     "Each function that takes a learner's data has its rows in the table."
     wanted = {"load", "read_rows", "record", "check", "excerpt", "clean", "tfidf_logreg", "load_model",
-              "find_copies", "Encoder.encode", "word_ngrams", "embed", "read_bytes", "read_document", "Bm25.search", "Fused.search",
-              "Index.search", "Index.add", "fixed_chunks",
+              "find_copies", "Encoder.encode", "word_ngrams", "embed", "read_bytes", "read_document", "Bm25.search",
+              "Fused.search", "Index.search", "Index.add", "fixed_chunks",
               "predict", "TicketTagger.predict", "read_texts", "questions",
               "accuracy", "precision_recall_f1", "corpus_bleu", "rouge_n", "perplexity", "expected_calibration_error", "mcnemar"}
     assert wanted <= {name.split(" ")[0] for name in TABLE}
