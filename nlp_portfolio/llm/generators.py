@@ -627,10 +627,10 @@ def _deltas(lines: Iterable[bytes], end: dict[str, Any]) -> Iterator[str]:
         if end["finish"] is None:
             raise LLMError("garbage", "the server's answer broke off, or was no stream of events")
 
-# %% ../../nbs/course/llm/generators.ipynb #801be36e
+# %% ../../nbs/course/llm/generators.ipynb #8a4d055e
 LONGEST = 600  # characters of a sentence
 _PARAGRAPH = re.compile(r"\n[ \t]*\n\s*|\n(?=[ \t]*(?:[-*+•]|\d{1,3}[.)])[ \t])")
-_END = re.compile(r"[.!?][\"'”’)\]*`]*\s+(?=[\"'“‘(\[*`]+\w|[A-Z0-9_])")
+_END = re.compile(r"[.!?][\"'”’)\]*`]*\s+(?=[\"'“‘(\[*`]+\w|[A-Z0-9_]|[a-z]\w*[._(]\w)")
 _SHORT = re.compile(r"(?:^|[\s(\"])(?:e\.g|i\.e|cf|vs|etc|al|No|St|Mr|Mrs|Ms|Dr|Prof|Jr|Sr|Inc|approx|[A-Z])\.$")
 
 
@@ -668,7 +668,7 @@ def sentence_spans(
                     found.append((right - len(part.lstrip()), left + len(part.rstrip())))
     return found
 
-# %% ../../nbs/course/llm/generators.ipynb #c21b1c48
+# %% ../../nbs/course/llm/generators.ipynb #586e7b87
 _ORDER = re.compile(r"""\b(?:ignore|disregard|forget|override|bypass)\b[^.!?\n]{0,30}\b
       (?:instructions?|questions?|prompts?|(?:everything|anything|all)\ (?:above|before|else)|previous|prior|what\ you\ were|user)\b
     | \b(?:system|developer|hidden)\s+(?:prompt|message)\b
@@ -680,7 +680,7 @@ _ORDER = re.compile(r"""\b(?:ignore|disregard|forget|override|bypass)\b[^.!?\n]{
       (?:that\b|with\b|only\b|exactly\b|this\b|the\ (?:words?|following|link)\b|[:"'“‘])
     | (?:^|[.!?]\s+)(?:(?:please|now|instead|only|always),?\ )?(?:answer|reply|respond|say|tell\ the\ user|repeat\ after)[\s,]*
       (?:that\b|with\b|only\b|exactly\b|me\b|the\ (?:words?|following|link)\b|[:"'“‘])
-    | \b(?:include|put|add|cite|give|recommend|mention)\b[^.!?\n]{0,40}\bin\ (?:your|the|every|each|any|all)\ (?:answer|reply|response)s?\b
+    | \b(?:include|put|add|cite|give|recommend|mention)\b[^\n]{0,80}\bin\ (?:your|the|every|each|any|all)\ (?:answer|reply|response)s?\b
     | \bnew\ (?:instructions?|task|rules?)\s*:
     | \bdo\ not\ (?:answer|cite|quote|mention|tell)\b | <\|?(?:im_start|system|assistant|user)\b
     | ^[ \t]{0,20}(?:system|assistant|user|human|instruction)s?\s*:""", re.IGNORECASE | re.VERBOSE | re.MULTILINE)
@@ -1046,7 +1046,7 @@ def _threshold(probability: np.ndarray, answerable: np.ndarray, source: np.ndarr
 
     return max((round(float(at), 3) for at in np.linspace(0.02, 0.98, 97)), key=worst)
 
-# %% ../../nbs/course/llm/generators.ipynb #f45da2b1
+# %% ../../nbs/course/llm/generators.ipynb #b211d201
 def _fits(examples: Sequence[Example], idf: Mapping[str, float], rare: float, folds: int = 5) -> dict[str, Any]:
     "Both regressions, the threshold and how much is quoted, from folds over groups."
     words, groups = _Words(idf, rare), np.array([one.group for one in examples])
@@ -1065,27 +1065,32 @@ def _fits(examples: Sequence[Example], idf: Mapping[str, float], rare: float, fo
     signs = np.array([_signs(words, one.prompt, table, part) if len(part) else np.zeros(len(SIGNS))
                       for one, (_, table), part in zip(examples, pairs, parts)])
     answerable = np.array([one.answerable for one in examples])
+    told = usable & (np.array([bool(one.any()) for one in labels]) | ~answerable)  # where search missed the quote, nobody knows
     judge = lambda mask: _regression(signs[mask], answerable[mask], _even(source[mask], answerable[mask]), SIGNS, 0.03)
     probability = np.zeros(len(examples))
     for number in range(folds):
         mask = (fold == number) & usable
-        probability[mask] = _sigmoid(_linear(judge((fold != number) & usable), signs[mask]))
+        probability[mask] = _sigmoid(_linear(judge((fold != number) & told), signs[mask]))
+    threshold = _threshold(probability, answerable, source)
+    rates = {one: {"refused": round(float((probability < threshold)[(source == one) & ~answerable].mean()), 3),
+                   "answered": round(float((probability >= threshold)[(source == one) & answerable].mean()), 3)}
+             for one in sorted(set(source.tolist())) if len(set(answerable[source == one].tolist())) > 1}
     share, most = _amount([part for part, one in zip(parts, labels) if one.any()], [one for one in labels if one.any()],
                           source[[bool(one.any()) for one in labels]])
-    return {"sentence": fit(np.ones(len(rows), dtype=bool)), "answer": judge(usable), "share": share, "most": most,
-            "threshold": _threshold(probability, answerable, source)}
+    return {"sentence": fit(np.ones(len(rows), dtype=bool)), "answer": judge(told), "share": share, "most": most,
+            "threshold": threshold, "folds": rates}
 
 
 def _amount(scores: Sequence[np.ndarray], labels: Sequence[np.ndarray], source: np.ndarray) -> tuple[float, int]:
-    "How much to quote: the share of the best score and the number of sentences with the highest mean F1."
-    def f1(share: float, most: int) -> float:
+    "How much to quote: the share of the best score and the number of sentences with the highest mean F0.5: a wrong quote is worse."
+    def quality(share: float, most: int) -> float:
         each = []
         for row, gold in zip(scores, labels, strict=True):
             chosen = _best(_sigmoid(row), share, most)
-            each.append(2 * gold[chosen].sum() / (len(chosen) + gold.sum()))
+            each.append(1.25 * gold[chosen].sum() / (len(chosen) + 0.25 * gold.sum()))
         return float(np.mean([np.array(each)[source == one].mean() for one in np.unique(source)]))
 
-    return max(((share, most) for most in (1, 2, 3) for share in (0.3, 0.5, 0.7, 0.85)), key=lambda pair: f1(*pair))
+    return max(((share, most) for most in (1, 2, 3) for share in (0.3, 0.5, 0.7, 0.85)), key=lambda pair: quality(*pair))
 
 
 def fit_quoting(
@@ -1116,9 +1121,10 @@ def measure_quoting(
     texts = lambda one: {(number, passage.id): passage.text for number, passage in enumerate(one.prompt.passages, 1)}
     exact = [texts(one).get((cited.number, cited.passage), "")[cited.start : cited.end] == cited.quote
              for one, answer in found for cited in answer.citations]
-    hits = [np.mean([is_gold(cited.quote, one.gold) for cited in answer.citations]) for one, answer in said]
-    recalled = [np.mean([is_gold(gold, [cited.quote for cited in answer.citations]) for gold in one.gold]) for one, answer in said]
+    judged = [(one.gold, [cited.quote for cited in answer.citations]) for one, answer in said if one.gold]
+    hits = [np.mean([is_gold(quote, gold) for quote in quotes]) for gold, quotes in judged]
+    recalled = [np.mean([is_gold(wanted, quotes) for wanted in gold]) for gold, quotes in judged]
     refused = [not answer.citations for one, answer in found if not one.answerable]
     mean = lambda values: round(float(np.mean(values)), 4) if len(values) else float("nan")
-    return {"refused": mean(refused), "answered": len(said) / max(1, len(found) - len(refused)), "exact": mean(exact),
+    return {"refused": mean(refused), "answered": mean([bool(answer.citations) for one, answer in found if one.answerable]), "exact": mean(exact),
             "gold": mean(hits), "recall": mean(recalled), "answerable": len(found) - len(refused), "unanswerable": len(refused)}
