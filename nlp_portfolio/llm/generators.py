@@ -8,7 +8,7 @@ __all__ = ['SYSTEM', 'REFUSAL', 'INSTRUCT', 'LARGEST', 'LONGEST', 'FEATURES', 'S
            'sentence_spans', 'orders', 'cues', 'Citation', 'Answer', 'weights_file', 'Quoting', 'llm', 'Example',
            'clapnq_examples', 'documentation_examples', 'is_gold', 'fit_quoting', 'measure_quoting']
 
-# %% ../../nbs/course/llm/generators.ipynb #8700b301
+# %% ../../nbs/course/llm/generators.ipynb #cba6113e
 import hashlib
 import json
 import math
@@ -31,6 +31,7 @@ from urllib.parse import urlsplit
 import httpx
 import numpy as np
 import Stemmer
+from scipy.special import softmax
 
 # %% ../../nbs/course/llm/generators.ipynb #2ec39502
 from ..course.datasets import as_text, online
@@ -829,7 +830,7 @@ def _signs(words: _Words, prompt: Prompt, table: np.ndarray, scores: np.ndarray)
     return np.array([scores.max(), second, *most, best[7], max((words.sum([one]) for one in missing), default=0.0),
                      words.sum(missing) / max(words.sum(asked), 1e-9), math.log1p(len(asked))])
 
-# %% ../../nbs/course/llm/generators.ipynb #2c4ccb1f
+# %% ../../nbs/course/llm/generators.ipynb #ceddf85b
 def weights_file() -> Path:
     "The fitted weights that come with the package."
     return Path(str(resources.files("nlp_portfolio") / "data" / "quoting" / "weights.json"))
@@ -874,7 +875,7 @@ class Quoting:
             return [], 0.0
         scores = _linear(self.weights["sentence"], table)
         answers = _sigmoid(_linear(self.weights["answer"], _signs(self._words, prompt, table, scores)))
-        chosen = _best(_sigmoid(scores), self.weights["share"], self.weights["most"])
+        chosen = _best(_odds(_linear(self.weights["choice"], table)), self.weights["share"], self.weights["most"])
         return [found[at] for at in chosen], float(answers)
 
     def _pieces(self, prompt: Prompt, wish: _Wish) -> "Work[str, None, Answer]":
@@ -905,6 +906,11 @@ class Quoting:
                  stop: Sequence[str] = ()) -> Answer:
         "The answer, its citations, and the probability that the passages answer."
         return _whole(self.stream(prompt, max_tokens=max_tokens, temperature=temperature, seed=seed, stop=stop))
+
+
+def _odds(utilities: np.ndarray) -> np.ndarray:
+    "How probable each choice is, as a part of the best one's probability."
+    return np.exp(utilities - utilities.max())
 
 
 def _best(scores: np.ndarray, share: float, most: int) -> list[int]:
@@ -1009,7 +1015,7 @@ def is_gold(
             return True
     return False
 
-# %% ../../nbs/course/llm/generators.ipynb #3dfea76a
+# %% ../../nbs/course/llm/generators.ipynb #18447f39
 AIMS = {"refused": 0.90, "answered": 0.85}
 
 
@@ -1023,6 +1029,29 @@ def _regression(rows: np.ndarray, labels: np.ndarray, weights: np.ndarray, names
     rounded = {"mean": mean, "scale": scale, "coef": fitted.coef_[0]}
     return {"names": list(names), **{name: [round(float(x), 6) for x in row] for name, row in rounded.items()},
             "intercept": round(float(fitted.intercept_[0]), 6)}
+
+
+def _conditional(tables: Sequence[np.ndarray], labels: Sequence[np.ndarray], source: np.ndarray, strength: float = 1.0) -> dict[str, Any]:
+    """A choice among the sentences of one question (McFadden 1974): a softmax over them that should fall on the gold ones. Unlike a
+    regression over all sentences it cannot learn that one source has more gold than the other."""
+    from scipy.optimize import minimize
+
+    rows = np.concatenate(tables)
+    mean, scale = rows.mean(axis=0), rows.std(axis=0)
+    scale[scale < 1e-9] = 1.0
+    data = list(zip([(one - mean) / scale for one in tables], labels, _even(source) / len(source), strict=True))
+
+    def loss(coef: np.ndarray) -> tuple[float, np.ndarray]:
+        total, slope = strength * coef @ coef / 200, strength * coef / 100
+        for table, gold, weight in data:
+            wanted, given = gold / gold.sum(), softmax(table @ coef)
+            total -= weight * (wanted @ np.log(given + 1e-12))
+            slope = slope - weight * table.T @ (wanted - given)
+        return total, slope
+
+    coef = minimize(loss, np.zeros(rows.shape[1]), jac=True, method="L-BFGS-B").x
+    plain = {name: [round(float(x), 5) for x in row] for name, row in (("mean", mean), ("scale", scale), ("coef", coef))}
+    return {"names": list(FEATURES), **plain, "intercept": 0.0}
 
 
 def _even(*keys: np.ndarray) -> np.ndarray:
@@ -1046,7 +1075,7 @@ def _threshold(probability: np.ndarray, answerable: np.ndarray, source: np.ndarr
 
     return max((round(float(at), 3) for at in np.linspace(0.02, 0.98, 97)), key=worst)
 
-# %% ../../nbs/course/llm/generators.ipynb #b211d201
+# %% ../../nbs/course/llm/generators.ipynb #f39dd208
 def _fits(examples: Sequence[Example], idf: Mapping[str, float], rare: float, folds: int = 5) -> dict[str, Any]:
     "Both regressions, the threshold and how much is quoted, from folds over groups."
     words, groups = _Words(idf, rare), np.array([one.group for one in examples])
@@ -1075,22 +1104,29 @@ def _fits(examples: Sequence[Example], idf: Mapping[str, float], rare: float, fo
     rates = {one: {"refused": round(float((probability < threshold)[(source == one) & ~answerable].mean()), 3),
                    "answered": round(float((probability >= threshold)[(source == one) & answerable].mean()), 3)}
              for one in sorted(set(source.tolist())) if len(set(answerable[source == one].tolist())) > 1}
-    share, most = _amount([part for part, one in zip(parts, labels) if one.any()], [one for one in labels if one.any()],
-                          source[[bool(one.any()) for one in labels]])
-    return {"sentence": fit(np.ones(len(rows), dtype=bool)), "answer": judge(told), "share": share, "most": most,
+    choice, share, most = _choosing([table for _, table in pairs], labels, source, fold)
+    return {"sentence": fit(np.ones(len(rows), dtype=bool)), "choice": choice, "answer": judge(told), "share": share, "most": most,
             "threshold": threshold, "folds": rates}
 
 
-def _amount(scores: Sequence[np.ndarray], labels: Sequence[np.ndarray], source: np.ndarray) -> tuple[float, int]:
-    "How much to quote: the share of the best score and the number of sentences with the highest mean F0.5: a wrong quote is worse."
+def _choosing(
+    tables: Sequence[np.ndarray], labels: Sequence[np.ndarray], source: np.ndarray, fold: np.ndarray
+) -> tuple[dict[str, Any], float, int]:
+    "The choice among sentences, and how much to quote: what has the highest mean F0.5 on other folds, since a wrong quote is worse."
+    there = [at for at, gold in enumerate(labels) if gold.any()]
+    fit = lambda places: _conditional([tables[at] for at in places], [labels[at] for at in places], source[places])
+    models = {one: fit([at for at in there if fold[at] != one]) for one in sorted(set(fold[there].tolist()))}
+    scores = {at: _odds(_linear(models[fold[at]], tables[at])) for at in there}
+
     def quality(share: float, most: int) -> float:
         each = []
-        for row, gold in zip(scores, labels, strict=True):
-            chosen = _best(_sigmoid(row), share, most)
-            each.append(1.25 * gold[chosen].sum() / (len(chosen) + 0.25 * gold.sum()))
-        return float(np.mean([np.array(each)[source == one].mean() for one in np.unique(source)]))
+        for at in there:
+            chosen = _best(scores[at], share, most)
+            each.append(1.25 * labels[at][chosen].sum() / (len(chosen) + 0.25 * labels[at].sum()))
+        return float(np.mean([np.array(each)[source[there] == one].mean() for one in np.unique(source[there])]))
 
-    return max(((share, most) for most in (1, 2, 3) for share in (0.3, 0.5, 0.7, 0.85)), key=lambda pair: quality(*pair))
+    share, most = max(((share, most) for most in (1, 2, 3) for share in (0.3, 0.5, 0.7, 0.85)), key=lambda pair: quality(*pair))
+    return fit(there), share, most
 
 
 def fit_quoting(
