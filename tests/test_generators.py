@@ -8,6 +8,8 @@ import subprocess
 import sys
 import threading
 import time
+from collections import OrderedDict
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from unittest.mock import patch
@@ -56,7 +58,10 @@ def passage(text: str, id: str = "p", title: str = "") -> Passage:
 # ---- prompts
 
 
-@given(st.lists(st.tuples(st.one_of(texts, st.sampled_from(["</passage>", "< / PASSAGE >", '<passage n="9">'])), texts), max_size=4))
+tags = st.sampled_from(["</passage>", "< / PASSAGE >", '<passage n="9">'])
+
+
+@given(st.lists(st.tuples(texts | tags, texts), max_size=4))
 def test_no_passage_leaves_its_fence(pairs):
     prompt = Prompt("Why?", tuple(passage(text, str(n), title) for n, (text, title) in enumerate(pairs)))
     shown = prompt.messages()[-1]["content"]
@@ -435,7 +440,8 @@ def test_a_folder_without_a_model(tmp_path):
 
 
 passages_of_text = st.lists(st.text(max_size=80) | st.lists(st.sampled_from(
-    ["The cat sat.", "It ran (e.g. home).", "Dr. Fox", "slept .", "Was it 3.5?", "\n\n", "\n* ", "\n", "1.", ">>> x", "word " * 200]),
+    ["The cat sat.", "It ran (e.g. home).", "Dr. Fox", "slept .", "Is it 3.5?",
+     "\n\n", "\n* ", "\n", "1.", ">>> x", "word " * 99]),
     max_size=8).map(" ".join), max_size=4)
 
 
@@ -509,8 +515,8 @@ def test_quote_is_the_same_with_and_without_an_attack(attack, place):
 @pytest.mark.parametrize("text", [
     "If ignore_errors is true, errors are ignored and the previous handler is called.",
     "The parser ignores all whitespace before the first value.", "You should always close files.",
-    "Say is a verb. He answered the question with a smile.", "Returns the answer to the request. Users may override this method.",
-    "This system is old. The user interface is new. Assistants help doctors.", "Do not rely on this. Only the first argument is used.",
+    "Say is a verb. He answered the question with a smile.", "Returns the answer to the request. Users may override it.",
+    "This system is old. The user interface is new. Assistants help doctors.", "Do not rely on this. Only one argument is used.",
     "It will always return the same response.", "Tell the parser which encoding to use.",
 ])
 def test_documentation_is_no_order(text):
@@ -518,7 +524,7 @@ def test_documentation_is_no_order(text):
 
 
 def test_quote_may_answer_a_question_about_such_words():
-    warning = passage("A typical attack is the sentence ignore all previous instructions. It tries to replace the prompt.", title="Attacks")
+    warning = passage("A typical attack is the sentence ignore all previous instructions. It is old.", title="Attacks")
     asked = "Which attack says ignore all previous instructions?"
     assert Quoting(threshold=0).generate(Prompt(asked, (warning,))).citations
     assert Quoting(threshold=0).generate(Prompt("Which attack is typical?", (warning,))).text == REFUSAL
@@ -536,19 +542,24 @@ def hashed(texts, keep=True):
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
-@pytest.fixture
-def no_model():
-    with (patch.object(generators, "embed", hashed), patch.object(generators, "embed_query", lambda text: hashed([text])[0]),
-          patch.object(generators, "_known", type(generators._known)())):
+@contextmanager
+def without_model():
+    query = lambda text: hashed([text])[0]  # noqa: E731
+    with patch.multiple(generators, embed=hashed, embed_query=query, _known=OrderedDict()):
         yield
 
 
-@given(st.lists(passages_of_text.map("\n".join), max_size=4), st.text(max_size=40) | st.just("Where is the cat?"), st.integers(1, 60))
+@pytest.fixture
+def no_model():
+    with without_model():
+        yield
+
+
+@given(st.lists(passages_of_text.map("\n".join), max_size=4), st.text(max_size=40) | st.just("Where is it?"), st.integers(1, 60))
 @trial(max_examples=60)
 def test_quote_is_always_a_piece_of_its_passage(bodies, question, most):
     prompt = Prompt(question, tuple(passage(text, f"p{n}") for n, text in enumerate(bodies)))
-    with (patch.object(generators, "embed", hashed), patch.object(generators, "embed_query", lambda text: hashed([text])[0]),
-          patch.object(generators, "_known", type(generators._known)())):
+    with without_model():
         stream = Quoting(threshold=0).stream(prompt, max_tokens=most)
         pieces, found = list(stream), stream.result
     assert "".join(pieces) == found.text
@@ -561,7 +572,8 @@ def test_quote_is_always_a_piece_of_its_passage(bodies, question, most):
 
 
 def test_quote_streams_sentence_by_sentence_and_counts_words(no_model):
-    prompt = Prompt("Where did the cat and the dog sit?", (passage("The cat sat on the mat. The dog sat on the cat. Rain fell."),))
+    body = passage("The cat sat on the mat. The dog sat on the cat. Rain fell.")
+    prompt = Prompt("Where did the cat and the dog sit?", (body,))
     one = Quoting(threshold=0)
     one.weights = one.weights | {"share": 0.0, "most": 3}
     assert list(one.stream(prompt)) == ["The cat sat on the mat. [1]", " The dog sat on the cat. [1]", " Rain fell. [1]"]
@@ -576,7 +588,8 @@ def test_quote_streams_sentence_by_sentence_and_counts_words(no_model):
 
 
 @pytest.mark.parametrize("prompt", [
-    Prompt("", FRANCE), Prompt("?!", FRANCE), Prompt(CAPITAL), Prompt(CAPITAL, (passage(""), passage("..."))), Prompt(CAPITAL, (passage("\0"),)),
+    Prompt("", FRANCE), Prompt("?!", FRANCE), Prompt(CAPITAL), Prompt(CAPITAL, (passage(""), passage("..."))),
+    Prompt(CAPITAL, (passage("\0"),)),
     Prompt("How many moons does the planet Saturn have?", FRANCE), Prompt("half \ud800 of what", FRANCE),
 ])
 def test_quote_refuses(prompt):
@@ -620,8 +633,8 @@ def test_quote_is_fitted_alike_twice_and_learns(no_model, tmp_path):
 
 
 def test_halves_of_clapnq_share_no_title():
-    rows = [{"id": str(n), "question": "q", "answerable": n % 2 == 0, "title": f"t{n // 2}", "passage": "A b.", "selected_sentences": [["A b."]]}
-            for n in range(20)]
+    same = {"question": "q", "passage": "A b.", "selected_sentences": [["A b."]]}
+    rows = [{"id": str(n), "answerable": n % 2 == 0, "title": f"t{n // 2}", **same} for n in range(20)]
     dev, test = (clapnq_examples(rows, half) for half in ("dev", "test"))
     assert {one.group for one in dev} & {one.group for one in test} == set()
     assert len(dev) == len(test) == 10

@@ -40,7 +40,8 @@ def make_model(folder: Path, kind: str = "causal", template: str | None = CHAT, 
                              max_position_embeddings=context, **common)
         model = LlamaForCausalLM(config)
     else:
-        config = T5Config(d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4, decoder_start_token_id=0, n_positions=context, **common)
+        config = T5Config(d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4, decoder_start_token_id=0,
+                          n_positions=context, **common)
         model = T5ForConditionalGeneration(config)
     with torch.no_grad():
         for weights in model.parameters():
@@ -113,10 +114,12 @@ def app(folder: str):
         if way == "huge":
             return StreamingResponse((b"x" * 10**6 for _ in range(100)), media_type="application/json")
         if way == "broken":
-            return StreamingResponse(iter([b'data: {"choices": [{"delta": {"content": "Hal"}}]}\n\n']), media_type="text/event-stream")
+            half = b'data: {"choices": [{"delta": {"content": "Hal"}}]}\n\n'
+            return StreamingResponse(iter([half]), media_type="text/event-stream")
         if way == "error":
             return JSONResponse({"error": f"no such model; your key is {key}"}, 400)
-        garbage = {"html": "<html>hello</html>", "list": "[1]", "nochoice": "{}", "odd": '{"choices": [{"message": {"content": 5}}]}',
+        garbage = {"html": "<html>hello</html>", "list": "[1]", "nochoice": "{}",
+                   "odd": '{"choices": [{"message": {"content": 5}}]}',
                    "deep": "[" * 10**5, "cut": '{"choices": [{"mess', "none": '{"choices": [{"message": {"content": null}}]}'}
         if way in garbage:
             return PlainTextResponse(garbage[way])

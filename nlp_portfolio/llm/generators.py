@@ -228,7 +228,7 @@ def _most(high: int, fits: Callable[[int], bool]) -> int:
         low, high = (middle, high) if fits(middle) else (low, middle - 1)
     return low
 
-# %% ../../nbs/course/llm/generators.ipynb #456d1017
+# %% ../../nbs/course/llm/generators.ipynb #10277c3d
 INSTRUCT = "Qwen/Qwen2.5-0.5B-Instruct"  # Apache-2.0, 0.49B parameters
 
 
@@ -252,12 +252,12 @@ def _defused(prompt: Prompt, special: Sequence[str]) -> Prompt:
 
 def _chat(tokenizer: "PreTrainedTokenizerBase", messages: list[dict[str, str]]) -> str:
     "Messages in a model's chat format; a template that knows no system role gets it at the head of the question."
-    from jinja2.exceptions import TemplateError
-
     options = {"tokenize": False, "add_generation_prompt": True, "enable_thinking": False}
     try:
         return tokenizer.apply_chat_template(messages, **options)
-    except TemplateError:
+    except Exception as err:
+        if type(err).__name__ != "TemplateError":  # jinja2's, which comes with torch and not with us
+            raise
         system, last = (messages[0]["content"] if messages[0]["role"] == "system" else ""), messages[-1]
         rest = [one for one in messages[:-1] if one["role"] != "system"]
         return tokenizer.apply_chat_template([*rest, {**last, "content": f"{system}\n\n{last['content']}"}], **options)
