@@ -728,25 +728,27 @@ def cues(
     met = sum(bool(there.search(sentence)) for there in asked)
     return met > 0, len(asked) > met
 
-# %% ../../nbs/course/llm/generators.ipynb #04d3df9a
+# %% ../../nbs/course/llm/generators.ipynb #02688031
 FEATURES = ("shared words", "shared nearby", "shared with passage", "cosine", "cosine nearby", "cosine of passage", "has cue",
             "lacks cue", "log length", "first", "rank", "short", "code", "shared below best", "cosine below best")
 SIGNS = ("best", "second", "shared words", "shared nearby", "shared with passage", "cosine", "cosine of passage", "lacks cue",
          "rarest missing", "missing share", "log words")
 WIDEST = 40  # sentences of a passage that are embedded: those that share most with the question
 _known: OrderedDict[str, np.ndarray] = OrderedDict()
+_one_at_a_time = threading.Lock()
 
 
 def _vectors(texts: Sequence[str]) -> np.ndarray:
     "Unit vectors; those of the last few thousand texts are kept in memory, none on disk."
-    missing = [text for text in dict.fromkeys(texts) if text not in _known]
-    rows = {text: _known[text] for text in texts if text in _known} | dict(zip(missing, embed(missing, keep=False), strict=True))
-    for text in texts:
-        _known[text] = rows[text]
-        _known.move_to_end(text)
-    while len(_known) > 4096:
-        _known.popitem(last=False)
-    return np.array([rows[text] for text in texts], dtype=np.float32)
+    with _one_at_a_time:
+        missing = [text for text in dict.fromkeys(texts) if text not in _known]
+        rows = {text: _known[text] for text in texts if text in _known} | dict(zip(missing, embed(missing, keep=False), strict=True))
+        for text in texts:
+            _known[text] = rows[text]
+            _known.move_to_end(text)
+        while len(_known) > 4096:
+            _known.popitem(last=False)
+        return np.array([rows[text] for text in texts], dtype=np.float32)
 
 
 @dataclass(frozen=True)
