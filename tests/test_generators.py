@@ -312,7 +312,7 @@ def test_a_closed_stream_ends_the_work_of_the_server(address):
     before = httpx.get(f"{address}/seen").json()
     with Server(f"{address}/v1", "tiny").stream(ASKED, max_tokens=400, temperature=1.5, seed=77) as stream:
         next(stream)
-    for _ in range(50):
+    for _ in range(300):
         after = httpx.get(f"{address}/seen").json()
         if after["closed"] > before["closed"]:
             break

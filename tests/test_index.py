@@ -384,6 +384,7 @@ def test_a_file_and_a_foreign_table_are_no_index(tmp_path: Path):
 
 WITHOUT_PYTEST = f"""
 import sys
+import time
 import lancedb
 import numpy as np
 from nlp_portfolio.retrieval.documents import Passage
@@ -399,6 +400,7 @@ for batch in range(5):
     index.replace_document("shared", [passage(f"shared-{who}-{batch}-{i}", "shared") for i in range(3)])
     if batch % 2:
         index.compact()
+    time.sleep(0.2)  # the reader looks in between
 """
 
 

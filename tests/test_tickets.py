@@ -250,7 +250,7 @@ def test_the_cards_thresholds_are_those_of_the_development_part(tagger: tk.Ticke
 
 
 def test_an_unknown_dtype_is_refused() -> None:
-    with pytest.raises(ValueError, match="float32 or int8, got 'float12'"):
+    with pytest.raises(ValueError, match="float32, bfloat16 or int8, got 'float12'"):
         tk.TicketTagger.load(dtype="float12")
 
 

@@ -22,6 +22,11 @@ from typing import Any, Self
 
 import numpy as np
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
 from ..course.datasets import as_text
 from ..course.models import MINILM, MINILM_SHA256
 from .documents import Hit, Passage, Value, Where
@@ -133,6 +138,19 @@ def _reading(uri: str) -> Iterator[None]:
                               "in another place") from error
 
 # %% ../../nbs/course/retrieval/index.ipynb #82252465
+@contextmanager
+def _one_writer(uri: str) -> Iterator[None]:
+    """One process puts passages into a folder at a time, so that two that replace the same new document cannot both stay. The
+    system frees the lock of a process that dies. Object storage and Windows have no such lock: there the conflicts that LanceDB
+    sees are all."""
+    if "://" in uri or fcntl is None:
+        yield
+        return
+    with (Path(uri) / "write.lock").open("ab") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 def _connected(uri: str, options: Mapping[str, str] | None) -> Any:
     "The place of an index. Every read asks for the newest version. LanceDB takes over a second to import, so it waits till here."
     import lancedb
@@ -342,7 +360,8 @@ class Index:
         merge = self._table.merge_insert("key").when_matched_update_all().when_not_matched_insert_all()
         if instead_of:
             merge = merge.when_not_matched_by_source_delete(instead_of)
-        with _reading(self.uri):
+        with _reading(self.uri), _one_writer(self.uri):
+            self._table.checkout_latest()
             _retried(lambda: merge.execute(data))
         self._ready()
 
