@@ -706,7 +706,7 @@ def cues(
     met = sum(bool(there.search(sentence)) for there in asked)
     return met > 0, len(asked) > met
 
-# %% ../../nbs/course/llm/generators.ipynb #1cc835f0
+# %% ../../nbs/course/llm/generators.ipynb #67e0f26f
 FEATURES = ("shared words", "shared nearby", "shared with passage", "cosine", "cosine nearby", "cosine of passage", "has cue",
             "lacks cue", "log length", "first", "rank", "short", "code", "shared below best", "cosine below best")
 HIGHEST = ("shared words", "shared nearby", "shared with passage", "cosine", "cosine of passage", "has cue", "log length", "short", "code")
@@ -721,8 +721,11 @@ _one_at_a_time = threading.Lock()
 def _vectors(texts: Sequence[str]) -> np.ndarray:
     "Unit vectors; those of the last few thousand texts are kept in memory, none on disk."
     with _one_at_a_time:
-        missing = [text for text in dict.fromkeys(texts) if text not in _known]
-        rows = {text: _known[text] for text in texts if text in _known} | dict(zip(missing, embed(missing, keep=False), strict=True))
+        missing = sorted({text for text in texts if text not in _known}, key=lambda text: (len(text), text))
+        rows = {text: _known[text] for text in texts if text in _known}
+        for start in range(0, len(missing), 8):  # few at a time and of one length: little is padded
+            part = missing[start : start + 8]
+            rows |= dict(zip(part, embed(part, keep=False), strict=True))
         for text in texts:
             _known[text] = rows[text]
             _known.move_to_end(text)
