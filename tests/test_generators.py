@@ -580,6 +580,23 @@ def test_quote_answers_from_a_huge_passage(no_model):
     assert time.monotonic() - started < 15
 
 
+@pytest.mark.parametrize("number", [1, 8, 60])
+def test_few_sentences_of_a_prompt_are_embedded(number, no_model, monkeypatch):
+    seen, batches = [], []
+
+    def counted(texts, keep=True):
+        seen.extend(texts)
+        batches.append([len(text) for text in texts])
+        return hashed(texts)
+
+    monkeypatch.setattr(generators, "embed", counted)
+    bodies = [passage(" ".join(f"Town {n} has {size} bridges." for size in range(60)), f"p{n}") for n in range(number)]
+    found = Quoting(threshold=0).generate(Prompt("How many bridges has the town?", tuple(bodies)))
+    assert found.citations
+    assert number < len(seen) == len(set(seen)) <= max(generators.WIDEST, number) + number
+    assert all(len(batch) <= 8 and batch == sorted(batch) for batch in batches)
+
+
 def examples(count: int = 60) -> list[Example]:
     "Facts about invented towns; every second question is about another town than the passage."
     made = []
