@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SHARE', 'FREE', 'LONGEST_QUESTION', 'WEIGHT', 'STAGES', 'gives_orders', 'Guarded', 'guarded', 'cited_numbers',
-           'Claim', 'claims', 'word_share', 'shares_words', 'quote_of', 'best_quotes', 'links', 'check_claim', 'Prices',
+           'Claim', 'claims', 'links', 'word_share', 'shares_words', 'quote_of', 'best_quotes', 'check_claim', 'Prices',
            'Grounded', 'marked', 'snippets', 'RAG', 'is_exact', 'documentation_retriever', 'Ledger']
 
 # %% ../../nbs/7_llm/36_rag.ipynb #f0673f0f
@@ -67,7 +67,7 @@ class Guarded:
                 return clean[:k]
             asked *= 2
 
-# %% ../../nbs/7_llm/36_rag.ipynb #c241d186
+# %% ../../nbs/7_llm/36_rag.ipynb #c5bcf168
 class _Mode:
     "One list of an index: by words or by meaning."
 
@@ -81,13 +81,18 @@ class _Mode:
 def guarded(
     retriever: Retriever,  # of any kind
 ) -> Retriever:  # the same search, where passages that give orders do not count
-    "Guard each list before lists are fused or reranked, so that what is left out moves nothing else. Twice is once."
+    """Guard each list before lists are fused or reranked, so that what is left out moves nothing else. `Bm25` is built anew without the
+    passages that give orders, since they would change how rare a word is. An `Index` counts them there. Twice is once."""
     if isinstance(retriever, Guarded):
         return retriever
     if isinstance(retriever, Fused):
         return Fused([guarded(one) for one in retriever.retrievers], retriever.weights, retriever.depth, retriever.rrf_k)
     if isinstance(retriever, Reranked):
         return Reranked(guarded(retriever.retriever), retriever.scorer, retriever.depth, retriever.weight)
+    if isinstance(retriever, Bm25):
+        clean = [passage for passage in retriever.passages if not _order_words(passage.indexed)]
+        if clean and len(clean) < len(retriever.passages):
+            retriever = Bm25(clean, retriever.index.k1, retriever.index.b, retriever.tokens)
     if isinstance(retriever, Index):
         return Fused([Guarded(_Mode(retriever, mode)) for mode in ("bm25", "dense")], depth=50)
     return Guarded(retriever)
@@ -115,7 +120,7 @@ def _is_code(text: str, mark: re.Match, passages: Sequence[Passage]) -> bool:
     word = re.search(r"[\w.)\]]+$", line) if text[mark.start()] in "[【" else None
     return bool(word) and (mark[1] == "0" or any(word[0] + mark[0] in passage.text for passage in passages))
 
-# %% ../../nbs/7_llm/36_rag.ipynb #e09694e0
+# %% ../../nbs/7_llm/36_rag.ipynb #f73db50c
 @dataclass(frozen=True)
 class Claim:
     "A sentence of a generated text without its markers, the numbers it cites, and what stands before it: nothing, a space or new lines."
@@ -149,6 +154,8 @@ def _without_markers(text: str, passages: Sequence[Passage]) -> tuple[str, list[
     for mark in _MARKER.finditer(text):
         if _is_code(text, mark, passages):
             continue
+        if marks and re.fullmatch(r"\s*(?:[,;&]|and)", text[last : mark.start()]):  # [1], [2]
+            last = mark.start()
         space = "\n" * mark[0][: len(mark[0]) - len(mark[0].lstrip())].count("\n")
         parts.append(text[last : mark.start()] + space)
         length, last = length + len(parts[-1]), mark.end()
@@ -169,7 +176,20 @@ def _place(plain: str, spans: Sequence[tuple[int, int]], at: int, marked: set[in
         return after
     return before
 
-# %% ../../nbs/7_llm/36_rag.ipynb #0ba6de35
+# %% ../../nbs/7_llm/36_rag.ipynb #f56dd1f2
+_LINK = re.compile(r"""\]\(\s*<?([^)>\s]*) | ([a-z][a-z0-9+.-]{1,20}://[^\s<>"'`\])]+) | (mailto:[^\s<>"'`\])]+) | (www\.[^\s<>"'`\])]+)
+    | \b((?:[a-z0-9-]+\.)+(?:com|org|net|io|dev|info|biz|co|ai|app|xyz|ru|cn|uk|de|eu|me|link|site|online|top)(?:/[^\s<>"'`\])]*)?)(?![\w.(])""",
+                   re.IGNORECASE | re.VERBOSE)
+
+
+def links(
+    text: str,  # of an answer or a passage
+) -> set[str]:  # lower case, without punctuation at the end
+    "The links of a text: addresses, and the targets of Markdown links whatever they are."
+    plain = "".join(sign for sign in as_text(text) if unicodedata.category(sign) != "Cf").lower()
+    return {next(filter(None, mark.groups()), "").rstrip(".,;:!?") for mark in _LINK.finditer(plain)}
+
+# %% ../../nbs/7_llm/36_rag.ipynb #825e945d
 SHARE = 0.6  # of a claim's content words, chosen on development data
 _FUNCTION = frozenset(words("""a about after all also an and any are as at be because been before being but by can could did do does
     doing for from had has have having he her here his how i if in into is it its itself just may me might more most my no nor not of on
@@ -189,7 +209,7 @@ def word_share(
     evidence: str,  # what it cites
 ) -> float:  # 0..1; 0 for a claim without content words, and when a number of the claim is not in the evidence
     "The share of a claim's content words that stand in its evidence. It does not see who did what to whom, nor a missing `not`."
-    wanted, there = _content(claim), _content(evidence)
+    wanted, there = _content(_LINK.sub(" ", claim)), _content(evidence)
     if not wanted or any(number not in there for number in wanted if number.isdigit()):
         return 0.0
     return len(wanted & there) / len(wanted)
@@ -221,19 +241,6 @@ def best_quotes(
     scored = lambda span: word_share(claim, passage.text[slice(*span)])
     found = [max(group, key=scored) for group in (spans, pairs) if group]
     return [quote_of(passage, *span, number) for span in found if span is found[0] or scored(span) > scored(found[0])]
-
-# %% ../../nbs/7_llm/36_rag.ipynb #f56dd1f2
-_LINK = re.compile(r"""\]\(\s*<?([^)>\s]*) | ([a-z][a-z0-9+.-]{1,20}://[^\s<>"'`\])]+) | (mailto:[^\s<>"'`\])]+) | (www\.[^\s<>"'`\])]+)
-    | \b((?:[a-z0-9-]+\.)+(?:com|org|net|io|dev|info|biz|co|ai|app|xyz|ru|cn|uk|de|eu|me|link|site|online|top)(?:/[^\s<>"'`\])]*)?)(?![\w.(])""",
-                   re.IGNORECASE | re.VERBOSE)
-
-
-def links(
-    text: str,  # of an answer or a passage
-) -> set[str]:  # lower case, without punctuation at the end
-    "The links of a text: addresses, and the targets of Markdown links whatever they are."
-    plain = "".join(sign for sign in as_text(text) if unicodedata.category(sign) != "Cf").lower()
-    return {next(filter(None, mark.groups()), "").rstrip(".,;:!?") for mark in _LINK.finditer(plain)}
 
 # %% ../../nbs/7_llm/36_rag.ipynb #629075e6
 def check_claim(
@@ -381,7 +388,7 @@ class _Clock:
     def total(self) -> dict[str, float]:
         return {**self.seconds, "total": sum(self.seconds.values())}
 
-# %% ../../nbs/7_llm/36_rag.ipynb #ee531b76
+# %% ../../nbs/7_llm/36_rag.ipynb #dcee9e79
 LONGEST_QUESTION = 4_000  # characters
 
 
@@ -434,7 +441,8 @@ class RAG:
         finally:
             stream.close()
         made: Generation = stream.result
-        return replace(found, model=made.model, seconds=clock.total(), prompt_tokens=made.prompt_tokens,
+        seen = max([made.passages, *(one.number for one in found.citations)])
+        return replace(found, model=made.model, passages=found.passages[:seen], seconds=clock.total(), prompt_tokens=made.prompt_tokens,
                        completion_tokens=made.completion_tokens, cost=self.prices.cost(made.prompt_tokens, made.completion_tokens))
 
     def _quoted(self, found: Grounded, stream: Stream, clock: _Clock) -> Iterator[str]:
@@ -472,7 +480,7 @@ def is_exact(
     passage = passages[citation.number - 1]
     return passage.id == citation.passage and bool(citation.quote) and passage.text[citation.start : citation.end] == citation.quote
 
-# %% ../../nbs/7_llm/36_rag.ipynb #777a8525
+# %% ../../nbs/7_llm/36_rag.ipynb #0236ea28
 WEIGHT = 0.3  # of BM25, chosen on the development questions in lesson 33
 
 
@@ -482,10 +490,11 @@ def documentation_retriever(
 ) -> Retriever:
     "The search of lesson 33 over this Python's documentation: BM25 and MiniLM fused by score, built once a process."
     found = passages()
-    hybrid = Fused([Bm25(found), Dense(found)], weights=(WEIGHT, 1 - WEIGHT))
+    clean = [passage for passage in found if not _order_words(passage.indexed)]
+    hybrid = Fused([Bm25(clean), Dense(found)], weights=(WEIGHT, 1 - WEIGHT))
     return Reranked(hybrid, MaxSim(), rerank) if rerank else hybrid
 
-# %% ../../nbs/7_llm/36_rag.ipynb #d85d9c52
+# %% ../../nbs/7_llm/36_rag.ipynb #efc3f126
 STAGES = ("retrieve", "generate", "check", "total")
 
 
@@ -523,7 +532,10 @@ class Ledger:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def summary(self) -> dict[str, float | int | None]:
+    def summary(
+        self,
+        prices: Prices | None = None,  # what the same tokens would cost; None: the costs as they were added
+    ) -> dict[str, float | int | None]:
         """Requests, share refused, p50 and p95 of each stage in milliseconds, mean tokens, and the cost of 1,000 requests, None where
         no request had a known one. Raises ValueError for an empty ledger."""
         with self._lock:
@@ -535,6 +547,7 @@ class Ledger:
         for stage in STAGES:
             for percent in (50, 95):
                 found[f"{stage}_p{percent}_ms"] = 1000 * float(np.percentile([row[f"{stage}_s"] for row in rows], percent))
-        cost = mean("cost")
+        costs = [row["cost"] if prices is None else prices.cost(row["prompt_tokens"], row["completion_tokens"]) for row in rows]
+        cost = float(np.mean(known)) if (known := [one for one in costs if one is not None]) else None
         return found | {"prompt_tokens": mean("prompt_tokens"), "completion_tokens": mean("completion_tokens"),
                         "cost_per_1000": None if cost is None else 1000 * cost}
