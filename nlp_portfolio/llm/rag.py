@@ -27,12 +27,12 @@ from typing import Any
 
 import numpy as np
 
-# %% ../../nbs/7_llm/36_rag.ipynb #31070255
+# %% ../../nbs/7_llm/36_rag.ipynb #4b562561
 from ..course.datasets import as_text
 from .generators import REFUSAL, Citation, Generation, Generator, Prompt, Quoting, Stream, orders, sentence_spans
 from ..retrieval.corpus import passages
 from ..retrieval.documents import Hit, Passage, Retriever, Where, normalized
-from ..retrieval.hybrid import Bm25, Dense, Fused, MaxSim, Reranked, words
+from ..retrieval.hybrid import Bm25, Dense, Fused, Reranked, words
 from ..retrieval.index import Index
 
 # %% ../../nbs/7_llm/36_rag.ipynb #e8612179
@@ -41,19 +41,16 @@ def _order_words(text: str) -> tuple[frozenset[str], ...]:
     "The stems of each order in a text."
     return tuple(frozenset(words(order)) for order in orders(text))
 
-# %% ../../nbs/7_llm/36_rag.ipynb #0236ea28
+# %% ../../nbs/7_llm/36_rag.ipynb #4f2da365
 WEIGHT = 0.3  # of BM25, chosen on the development questions in lesson 33
 
 
 @cache
-def documentation_retriever(
-    rerank: int = 0,  # candidates that MaxSim looks at, some 50 ms each on one core; 0: none
-) -> Retriever:
+def documentation_retriever() -> Retriever:
     "The search of lesson 33 over this Python's documentation: BM25 and MiniLM fused by score, built once a process."
     found = passages()
     clean = [passage for passage in found if not _order_words(passage.indexed)]
-    hybrid = Fused([Bm25(clean), Dense(found)], weights=(WEIGHT, 1 - WEIGHT))
-    return Reranked(hybrid, MaxSim(), rerank) if rerank else hybrid
+    return Fused([Bm25(clean), Dense(found)], weights=(WEIGHT, 1 - WEIGHT))
 
 # %% ../../nbs/7_llm/36_rag.ipynb #a2acf88a
 @dataclass(frozen=True)
@@ -208,9 +205,9 @@ def claims(
     return [Claim(plain[start:end], tuple(dict.fromkeys(found)), gap)
             for (start, end), found, gap in zip(spans, numbers, before, strict=True)]
 
-# %% ../../nbs/7_llm/36_rag.ipynb #f56dd1f2
+# %% ../../nbs/7_llm/36_rag.ipynb #ee4c5806
 _LINK = re.compile(r"""\]\(\s*<?([^)>\s]*) | ([a-z][a-z0-9+.-]{1,20}://[^\s<>"'`\])]+) | (mailto:[^\s<>"'`\])]+) | (www\.[^\s<>"'`\])]+)
-    | \b((?:[a-z0-9-]+\.)+(?:com|org|net|io|dev|info|biz|co|ai|app|xyz|ru|cn|uk|de|eu|me|link|site|online|top)(?:/[^\s<>"'`\])]*)?)(?![\w.(])""",
+    | \b((?:[a-z0-9-]+\.)+(?:com|org|net|io|dev|info|biz|co|ai|app|xyz|ru|cn|uk|de|eu|me|link|site|online|top)(?:/[^\s<>"'`\])]*)?)(?!\.?[\w(])""",
                    re.IGNORECASE | re.VERBOSE)
 
 
