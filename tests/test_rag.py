@@ -15,25 +15,18 @@ from hypothesis import strategies as st
 from tiny_llm import make_model
 
 from nlp_portfolio.llm import rag as module
+from nlp_portfolio.llm.citations import Claim, cited_numbers, claims, is_exact, links, marked, quote_of
 from nlp_portfolio.llm.generators import REFUSAL, Generation, LLMError, Prompt, Quoting, Stream, load_model
+from nlp_portfolio.llm.ledger import Ledger, Prices
 from nlp_portfolio.llm.rag import (
     RAG,
-    Claim,
     Grounded,
     Guarded,
-    Ledger,
-    Prices,
     best_quotes,
     check_claim,
-    cited_numbers,
-    claims,
     documentation_retriever,
     gives_orders,
     guarded,
-    is_exact,
-    links,
-    marked,
-    quote_of,
     shares_words,
     snippets,
     word_share,
@@ -531,6 +524,15 @@ def test_a_ledger_in_numbers():
     assert unknown.summary()["cost_per_1000"] is None and unknown.summary()["prompt_tokens"] is None
     with pytest.raises(ValueError, match="empty"):
         Ledger().summary()
+
+
+def test_answers_go_into_the_ledger_they_are_given():
+    ledger = Ledger()
+    rag = RAG(Fixed(*BOTH), Scripted(f"{NOWHERE} [1]."), ledger=ledger, prices=Prices(2.0, 10.0))
+    rag.ask("what?")
+    list(rag.stream("what?"))
+    rag.ask(" ")
+    assert [(row["refused"], row["citations"], row["cost"]) for row in ledger.rows] == [(False, 1, .0003)] * 2 + [(True, 0, 0.0)]
 
 
 def test_a_ledger_takes_rows_from_threads(tmp_path):
