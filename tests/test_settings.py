@@ -162,6 +162,6 @@ def test_the_environment_names_the_generator_before_the_file(tmp_path, monkeypat
     (tmp_path / "settings.ini").write_text("[course]\nllm = instruct\n", encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("NLP_PORTFOLIO_LLM", raising=False)
-    assert settings("smoke").llm == "instruct"
+    assert st.settings("smoke").llm == "instruct"
     monkeypatch.setenv("NLP_PORTFOLIO_LLM", "quote")
-    assert settings("smoke").llm == "quote"
+    assert st.settings("smoke").llm == "quote"
