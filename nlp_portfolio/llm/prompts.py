@@ -351,7 +351,7 @@ def _objects(text: str) -> list[dict[str, Any]]:
         at = text.find("{", end)
     return found
 
-# %% ../../nbs/7_llm/35_prompts.ipynb #2c3a5234
+# %% ../../nbs/7_llm/35_prompts.ipynb #222af687
 def _wrong(err: ValidationError) -> str:
     "What pydantic found, without the values it found it in."
     found = err.errors(include_input=False, include_url=False, include_context=False)
@@ -373,7 +373,7 @@ def parse(
         except ValidationError as err:
             wrong.append(_wrong(err))
     if not valid:
-        reason = wrong[-1] if wrong else ("the JSON object is not complete" if "{" in text else "there is no JSON object in it")
+        reason = wrong[-1] if wrong else ("the JSON object is broken or not complete" if "{" in text else "there is no JSON object in it")
         raise InvalidAnswer(reason, [text])
     if any(one != valid[0] for one in valid):
         raise InvalidAnswer("there are two valid objects in it, and they differ", [text])
@@ -506,7 +506,7 @@ def random_model(
         torch.manual_seed(seed)
         return Transformers("random", LlamaForCausalLM(config), tokenizer, context)
 
-# %% ../../nbs/7_llm/35_prompts.ipynb #51a28a22
+# %% ../../nbs/7_llm/35_prompts.ipynb #754182d1
 def score_sheet(
     answers: Mapping[str, Mapping[str, Sequence[str | None]]],  # domain, then prompt, to its answers; None: no valid answer
     gold: Mapping[str, Sequence[str]],  # domain to the right answers
@@ -524,7 +524,7 @@ def score_sheet(
             right = np.array([one == true for one, true in zip(said, gold[domain], strict=True)])
             interval = bootstrap_interval(right, resamples=resamples, seed=seed)
             table.append({"domain": domain, "prompt": prompt, "rows": len(said), "valid": float(np.mean([one is not None for one in said])),
-                          "accuracy": interval.value, "low": interval.low, "high": interval.high})
+                          "accuracy": interval.estimate, "low": interval.low, "high": interval.high})
     return pd.DataFrame(table)
 
 # %% ../../nbs/7_llm/35_prompts.ipynb #028ba400
