@@ -314,7 +314,7 @@ def one_of(
         raise ValueError("one_of needs labels, each once")
     return create_model("Answer", __config__=ConfigDict(extra="forbid"), **{field: (Literal[labels], ...)})
 
-# %% ../../nbs/7_llm/35_prompts.ipynb #d71e9196
+# %% ../../nbs/7_llm/35_prompts.ipynb #1f6faa8a
 LONGEST_ANSWER = 50_000  # characters that are searched for an object
 
 
@@ -339,14 +339,19 @@ def _no_number(name: str) -> float:
 _DECODER = json.JSONDecoder(object_pairs_hook=_once, parse_constant=_no_number)
 
 
+_BEGUN = re.compile(r'\{\s*"')
+
+
 def _objects(text: str) -> list[dict[str, Any]]:
-    "JSON objects in a text, left to right, none inside another."
+    "JSON objects in a text, left to right, none inside another. After one that is begun and broken nothing counts."
     found, at = [], text.find("{")
     while at >= 0:
         try:
             value, end = _DECODER.raw_decode(text, at)
             found.append(value)
         except (ValueError, RecursionError):
+            if _BEGUN.match(text, at):
+                break
             end = at + 1
         at = text.find("{", end)
     return found
@@ -463,7 +468,7 @@ def choose(
     return Generation(spelled[written], generator.name, "stop", time.monotonic() - started, len(ids), len(written), generator.context,
                       len(fitted.passages), fitted != prompt)
 
-# %% ../../nbs/7_llm/35_prompts.ipynb #56a0ec80
+# %% ../../nbs/7_llm/35_prompts.ipynb #affe634a
 def label_scores(
     generator: Transformers,
     prompt: Prompt,
@@ -474,13 +479,15 @@ def label_scores(
 
     spelled = _spelled(generator, allowed)
     ids, _ = _room(generator, prompt, spelled)
-    found = {}
+    model, found = generator.model, {}
+    tensor = lambda tokens: torch.tensor([tokens], device=model.device)
     with generator._lock, torch.inference_mode():
         for path, text in spelled.items():
-            whole = ids if generator.paired else [*ids, *path]
-            target = list(path) if generator.paired else [-100] * len(ids) + list(path)  # -100: no part of the loss
-            tensors = [torch.tensor([one], device=generator.model.device) for one in (whole, target)]
-            found[text] = -float(generator.model(input_ids=tensors[0], labels=tensors[1]).loss) * len(path)
+            if generator.paired:
+                logits = model(input_ids=tensor(ids), decoder_input_ids=tensor([model.config.decoder_start_token_id, *path[:-1]])).logits[0]
+            else:
+                logits = model(input_ids=tensor([*ids, *path[:-1]])).logits[0, len(ids) - 1 :]
+            found[text] = float(torch.log_softmax(logits.float(), dim=-1)[range(len(path)), path].sum())
     return found
 
 # %% ../../nbs/7_llm/35_prompts.ipynb #221e1894
