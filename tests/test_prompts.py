@@ -361,8 +361,8 @@ def test_a_label_that_begins_another_can_be_said(tiny):
     "The end of text is one of the branches: a greedy walk by hand takes the same one."
     import torch
 
-    spell = lambda text: [*tiny.tokenizer(text, add_special_tokens=False)["input_ids"], tiny.tokenizer.eos_token_id]
-    allowed = {text: spell(text) for text in LABELS}
+    end = [tiny.tokenizer.eos_token_id]
+    allowed = {text: tiny.tokenizer(text, add_special_tokens=False)["input_ids"] + end for text in LABELS}
     ids, paths, written = tiny._tokens(ASKED), list(allowed.values()), []
     while not any(path == written for path in paths):
         with torch.inference_mode():

@@ -75,7 +75,7 @@ def _filled(text: str, values: Mapping[str, str], tags: Iterable[str]) -> str:
     guard = re.compile(rf"<(?=\s*/?\s*(?:{names})\b)", re.IGNORECASE) if names else None
     return _FIELD.sub(lambda found: guard.sub("&lt;", values[found[1]]) if guard else values[found[1]], text)
 
-# %% ../../nbs/7_llm/35_prompts.ipynb #3398b022
+# %% ../../nbs/7_llm/35_prompts.ipynb #b8d0482a
 @dataclass(frozen=True)
 class Template:
     """A prompt with named fields in braces. `examples` are shown to the model as earlier turns, the nearest to the question last.
@@ -125,8 +125,9 @@ class Template:
         "The prompt. Raises ValueError for unknown or missing fields, TypeError for values that are not text."
         values = _checked(values, self.fields, self.ref)
         tags = set(_FENCE.findall(self.system + self.user))
-        turns = [(("user", _filled(self.user, values | dict(shot.fields), tags)), ("assistant", shot.answer)) for shot in self.examples]
-        return Prompt(_filled(self.user, values, tags), tuple(passages), _filled(self.system, values, tags), sum(turns, ()))
+        shown = [("user", _filled(self.user, dict(shot.fields), tags)) for shot in self.examples]
+        turns = [turn for asked, shot in zip(shown, self.examples, strict=True) for turn in (asked, ("assistant", shot.answer))]
+        return Prompt(_filled(self.user, values, tags), tuple(passages), _filled(self.system, values, tags), tuple(turns))
 
 # %% ../../nbs/7_llm/35_prompts.ipynb #b3d8506d
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
@@ -356,7 +357,7 @@ def _objects(text: str) -> list[dict[str, Any]]:
         at = text.find("{", end)
     return found
 
-# %% ../../nbs/7_llm/35_prompts.ipynb #222af687
+# %% ../../nbs/7_llm/35_prompts.ipynb #6cdea097
 def _wrong(err: ValidationError) -> str:
     "What pydantic found, without the values it found it in."
     found = err.errors(include_input=False, include_url=False, include_context=False)
@@ -367,8 +368,8 @@ def parse(
     text: str,  # what a model wrote
     schema: type[BaseModel],  # what is accepted
 ) -> BaseModel:
-    """The one valid object in a text, prose and code fences around it or not. Raises InvalidAnswer when there is none, when it does
-    not fit the schema, or when two that fit differ."""
+    """The one valid object in a text, with prose and code fences around it or not. Raises InvalidAnswer when there is none, when
+    it does not fit the schema, or when two that fit differ."""
     if len(as_text(text)) > LONGEST_ANSWER:
         raise InvalidAnswer(f"the answer has more than {LONGEST_ANSWER:,} characters", [text])
     valid, wrong = [], []
@@ -378,8 +379,8 @@ def parse(
         except ValidationError as err:
             wrong.append(_wrong(err))
     if not valid:
-        reason = wrong[-1] if wrong else ("the JSON object is broken or not complete" if "{" in text else "there is no JSON object in it")
-        raise InvalidAnswer(reason, [text])
+        nothing = "the JSON object is broken or not complete" if "{" in text else "there is no JSON object in it"
+        raise InvalidAnswer(wrong[-1] if wrong else nothing, [text])
     if any(one != valid[0] for one in valid):
         raise InvalidAnswer("there are two valid objects in it, and they differ", [text])
     return valid[0]
@@ -442,7 +443,7 @@ def _room(generator: Transformers, prompt: Prompt, spelled: Iterable[tuple[int, 
     fitted = fit_prompt(prompt, counter(generator), generator.context - longest)
     return generator._tokens(fitted), fitted
 
-# %% ../../nbs/7_llm/35_prompts.ipynb #57fb29cf
+# %% ../../nbs/7_llm/35_prompts.ipynb #5cbc1e0d
 def choose(
     generator: Transformers,
     prompt: Prompt,
@@ -458,17 +459,19 @@ def choose(
 
     def following(_: int, row: "torch.Tensor") -> list[int]:
         written = tuple(row[start:].tolist())
-        return sorted({path[len(written)] for path in spelled if path[: len(written)] == written and len(path) > len(written)}) or [end]
+        size = len(written)
+        return sorted({path[size] for path in spelled if path[:size] == written and len(path) > size}) or [end]
 
+    greedy = {"do_sample": False, "num_beams": 1, "temperature": None, "top_p": None, "top_k": None}
     with generator._lock, torch.inference_mode():
-        row = generator.model.generate(source, attention_mask=torch.ones_like(source), prefix_allowed_tokens_fn=following, num_beams=1,
-                                       max_new_tokens=max(map(len, spelled)), pad_token_id=end, do_sample=False, temperature=None,
-                                       top_p=None, top_k=None)[0, start:].tolist()
+        rows = generator.model.generate(source, attention_mask=torch.ones_like(source), prefix_allowed_tokens_fn=following,
+                                        max_new_tokens=max(map(len, spelled)), pad_token_id=end, **greedy)
+    row = rows[0, start:].tolist()
     written = tuple(row[: row.index(end) + 1])
-    return Generation(spelled[written], generator.name, "stop", time.monotonic() - started, len(ids), len(written), generator.context,
-                      len(fitted.passages), fitted != prompt)
+    return Generation(spelled[written], generator.name, "stop", time.monotonic() - started, len(ids), len(written),
+                      generator.context, len(fitted.passages), fitted != prompt)
 
-# %% ../../nbs/7_llm/35_prompts.ipynb #affe634a
+# %% ../../nbs/7_llm/35_prompts.ipynb #a3094dab
 def label_scores(
     generator: Transformers,
     prompt: Prompt,
@@ -484,13 +487,14 @@ def label_scores(
     with generator._lock, torch.inference_mode():
         for path, text in spelled.items():
             if generator.paired:
-                logits = model(input_ids=tensor(ids), decoder_input_ids=tensor([model.config.decoder_start_token_id, *path[:-1]])).logits[0]
+                begun = [model.config.decoder_start_token_id, *path[:-1]]
+                logits = model(input_ids=tensor(ids), decoder_input_ids=tensor(begun)).logits[0]
             else:
                 logits = model(input_ids=tensor([*ids, *path[:-1]])).logits[0, len(ids) - 1 :]
             found[text] = float(torch.log_softmax(logits.float(), dim=-1)[range(len(path)), path].sum())
     return found
 
-# %% ../../nbs/7_llm/35_prompts.ipynb #221e1894
+# %% ../../nbs/7_llm/35_prompts.ipynb #5c678ff9
 def random_model(
     texts: Sequence[str],  # what its tokenizer is made from
     seed: int = 42,
@@ -507,20 +511,20 @@ def random_model(
     bare.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=1000, special_tokens=["<end>"], initial_alphabet=alphabet,
                                                         show_progress=False))
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=bare, eos_token="<end>", pad_token="<end>")
-    config = LlamaConfig(vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-                         max_position_embeddings=context, eos_token_id=0, bos_token_id=None, pad_token_id=0)
+    config = LlamaConfig(vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+                         num_attention_heads=4, max_position_embeddings=context, eos_token_id=0, bos_token_id=None, pad_token_id=0)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return Transformers("random", LlamaForCausalLM(config), tokenizer, context)
 
-# %% ../../nbs/7_llm/35_prompts.ipynb #754182d1
+# %% ../../nbs/7_llm/35_prompts.ipynb #742c1f30
 def score_sheet(
     answers: Mapping[str, Mapping[str, Sequence[str | None]]],  # domain, then prompt, to its answers; None: no valid answer
     gold: Mapping[str, Sequence[str]],  # domain to the right answers
     resamples: int = 1000,
     seed: int = 42,
 ) -> "pd.DataFrame":  # a row for each domain and prompt: rows, valid, accuracy, low, high (95 % bootstrap interval)
-    "Accuracy of prompts on domains; an invalid answer counts as wrong. Raises ValueError where answers and gold differ in number."
+    "Accuracy of prompts on domains; invalid counts as wrong. Raises ValueError where answers and gold differ in number."
     import pandas as pd
 
     table = []
@@ -530,8 +534,9 @@ def score_sheet(
                 raise ValueError(f"{prompt} has {len(said)} answers on {domain}, where there are {len(gold[domain])} rows")
             right = np.array([one == true for one, true in zip(said, gold[domain], strict=True)])
             interval = bootstrap_interval(right, resamples=resamples, seed=seed)
-            table.append({"domain": domain, "prompt": prompt, "rows": len(said), "valid": float(np.mean([one is not None for one in said])),
-                          "accuracy": interval.estimate, "low": interval.low, "high": interval.high})
+            valid = float(np.mean([one is not None for one in said]))
+            table.append({"domain": domain, "prompt": prompt, "rows": len(said), "valid": valid, "accuracy": interval.estimate,
+                          "low": interval.low, "high": interval.high})
     return pd.DataFrame(table)
 
 # %% ../../nbs/7_llm/35_prompts.ipynb #028ba400
