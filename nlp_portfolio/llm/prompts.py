@@ -7,7 +7,7 @@ __all__ = ['LONGEST_ANSWER', 'Shot', 'Template', 'save', 'read', 'registry', 'te
            'Fitted', 'fit', 'counter', 'parts_of', 'one_of', 'InvalidAnswer', 'parse', 'Asked', 'ask', 'choose',
            'label_scores', 'random_model', 'score_sheet', 'label_prompts', 'nearest_label']
 
-# %% ../../nbs/7_llm/35_prompts.ipynb #c502485b
+# %% ../../nbs/7_llm/35_prompts.ipynb #6ba5c528
 import hashlib
 import json
 import re
@@ -27,7 +27,7 @@ from ..course.datasets import as_text
 from ..evaluation.errors import bootstrap_interval
 from .generators import Generation, Generator, Prompt, Transformers, fit_prompt
 from ..retrieval.documents import Passage
-from ..retrieval.vectors import embed, embed_query
+from ..retrieval.vectors import embed_query
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -75,42 +75,9 @@ def _filled(text: str, values: Mapping[str, str], tags: Iterable[str]) -> str:
     guard = re.compile(rf"<(?=\s*/?\s*(?:{names})\b)", re.IGNORECASE) if names else None
     return _FIELD.sub(lambda found: guard.sub("&lt;", values[found[1]]) if guard else values[found[1]], text)
 
-# %% ../../nbs/7_llm/35_prompts.ipynb #b8d0482a
-@dataclass(frozen=True)
-class Template:
-    """A prompt with named fields in braces. `examples` are shown to the model as earlier turns, the nearest to the question last.
-    `why` says what this version is for; it is no part of the content."""
-
-    name: str
-    version: int
-    user: str
-    system: str = ""
-    examples: tuple[Shot, ...] = ()
-    why: str = ""
-
-    def __post_init__(self):
-        "Raises TypeError for what is not text, ValueError for a name, a version or an example that does not fit."
-        for text in (self.name, self.user, self.system, self.why):
-            as_text(text).encode()
-        if not re.fullmatch(r"[a-z][a-z0-9_-]{0,59}", self.name):
-            raise ValueError(f"a prompt's name has small letters, digits, - and _, got {self.name[:60]!r}")
-        if isinstance(self.version, bool) or not isinstance(self.version, int) or self.version < 1:
-            raise ValueError(f"{self.name}: the version is a whole number from 1, got {self.version!r}")
-        object.__setattr__(self, "examples", tuple(self.examples))
-        for shot in self.examples:
-            _checked(dict(shot.fields), _fields(self.user), f"an example of {self.ref}")
-
-    @property
-    def ref(self) -> str:
-        "`name@version`."
-        return f"{self.name}@{self.version}"
-
-    @cached_property
-    def id(self) -> str:
-        "`name@version#hash`, the hash over everything a model reads."
-        shots = [[list(map(list, shot.fields)), shot.answer] for shot in self.examples]
-        content = json.dumps([self.system, self.user, shots], ensure_ascii=True)
-        return f"{self.ref}#{hashlib.sha256(content.encode()).hexdigest()[:8]}"
+# %% ../../nbs/7_llm/35_prompts.ipynb #4fdd5053
+class _Rendering:
+    "What a template does with its fields."
 
     @property
     def fields(self) -> tuple[str, ...]:
@@ -129,7 +96,53 @@ class Template:
         turns = [turn for asked, shot in zip(shown, self.examples, strict=True) for turn in (asked, ("assistant", shot.answer))]
         return Prompt(_filled(self.user, values, tags), tuple(passages), _filled(self.system, values, tags), tuple(turns))
 
-# %% ../../nbs/7_llm/35_prompts.ipynb #b3d8506d
+# %% ../../nbs/7_llm/35_prompts.ipynb #091c4289
+def _refuse(one: "Template") -> None:
+    "Raises TypeError for what is not text, ValueError for a name, a version or an example that does not fit."
+    for text in (one.name, one.user, one.system, one.why):
+        as_text(text).encode()
+    if not re.fullmatch(r"[a-z][a-z0-9_-]{0,59}", one.name):
+        raise ValueError(f"a prompt's name has small letters, digits, - and _, got {one.name[:60]!r}")
+    if isinstance(one.version, bool) or not isinstance(one.version, int) or one.version < 1:
+        raise ValueError(f"{one.name}: the version is a whole number from 1, got {one.version!r}")
+    for shot in one.examples:
+        _checked(dict(shot.fields), _fields(one.user), f"an example of {one.ref}")
+
+
+def _hash(one: "Template") -> str:
+    "Eight digits that stand for everything a model reads."
+    shots = [[list(map(list, shot.fields)), shot.answer] for shot in one.examples]
+    content = json.dumps([one.system, one.user, shots], ensure_ascii=True)
+    return hashlib.sha256(content.encode()).hexdigest()[:8]
+
+# %% ../../nbs/7_llm/35_prompts.ipynb #2be61d6f
+@dataclass(frozen=True)
+class Template(_Rendering):
+    """A prompt with named fields in braces. `examples` are shown to the model as earlier turns, the nearest to the question last.
+    `why` says what this version is for; it is no part of the content."""
+
+    name: str
+    version: int
+    user: str
+    system: str = ""
+    examples: tuple[Shot, ...] = ()
+    why: str = ""
+
+    def __post_init__(self):
+        object.__setattr__(self, "examples", tuple(self.examples))
+        _refuse(self)
+
+    @property
+    def ref(self) -> str:
+        "`name@version`."
+        return f"{self.name}@{self.version}"
+
+    @cached_property
+    def id(self) -> str:
+        "`name@version#hash`."
+        return f"{self.ref}#{_hash(self)}"
+
+# %% ../../nbs/7_llm/35_prompts.ipynb #aede7e14
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 
 
@@ -140,6 +153,14 @@ def _toml(text: str) -> str:
         return '"' + text.replace('"', '\\"') + '"'
     text = re.sub(r'""|"$', lambda found: found[0].replace('"', '\\"'), text)
     return f'"""\n{text}"""'
+
+# %% ../../nbs/7_llm/35_prompts.ipynb #b183d364
+def _one_name(templates: Sequence[Template], where: str) -> None:
+    "Raises ValueError for versions of several prompts, and for a version that stands there twice."
+    if len({one.name for one in templates}) != 1:
+        raise ValueError(f"{where}: a file holds versions of one prompt, got {sorted({one.name for one in templates})}")
+    if len({one.version for one in templates}) < len(templates):
+        raise ValueError(f"{where}: a version stands there twice; versions are never changed, only added")
 
 
 def save(
@@ -157,14 +178,7 @@ def save(
             lines += [f"{name} = {_toml(value)}" for name, value in shot.fields]
     Path(file).write_text("\n".join(lines) + "\n", encoding="utf-8", newline="\n")
 
-
-def _one_name(templates: Sequence[Template], where: str) -> None:
-    if len({one.name for one in templates}) != 1:
-        raise ValueError(f"{where}: a file holds versions of one prompt, got {sorted({one.name for one in templates})}")
-    if len({one.version for one in templates}) < len(templates):
-        raise ValueError(f"{where}: a version stands there twice; versions are never changed, only added")
-
-# %% ../../nbs/7_llm/35_prompts.ipynb #64d159cb
+# %% ../../nbs/7_llm/35_prompts.ipynb #a19d77d5
 def _template(name: str, row: Mapping[str, Any], where: str) -> Template:
     "One version of a file."
     if unknown := sorted(set(row) - {"version", "id", "why", "system", "user", "examples"}):
@@ -176,7 +190,7 @@ def _template(name: str, row: Mapping[str, Any], where: str) -> Template:
                          f"write version {made.version + 1}, or remove the id if nobody has used this one yet")
     return made
 
-
+# %% ../../nbs/7_llm/35_prompts.ipynb #28c671d8
 def read(
     file: str | Path,  # a .toml file
 ) -> tuple[Template, ...]:  # its versions, oldest first
@@ -213,7 +227,7 @@ def template(
         raise ValueError(f"{name} has the versions {', '.join(map(str, versions))}, not {version!r}")
     return versions[max(versions) if version is None else version]
 
-# %% ../../nbs/7_llm/35_prompts.ipynb #164f9e23
+# %% ../../nbs/7_llm/35_prompts.ipynb #9a259294
 @cache
 def _meanings() -> dict[str, dict[str, str]]:
     return tomllib.loads((_folder() / "labels.toml").read_text(encoding="utf-8"))
@@ -225,9 +239,8 @@ def meanings(
 ) -> dict[str, str]:  # label to one sentence
     "What the labels of a domain mean. Raises ValueError for an unknown domain or version."
     names = [domain, *(f"{domain}-{number}" for number in range(2, version + 1))]
-    if version < 1 or (lost := [name for name in names if name not in _meanings()]):
-        known = ", ".join(_meanings())
-        raise ValueError(f"no meanings of {str(domain)[:40]!r} in version {version}: there are {known}")
+    if version < 1 or not set(names) <= set(_meanings()):
+        raise ValueError(f"no meanings of {str(domain)[:40]!r} in version {version}: there are {', '.join(_meanings())}")
     return {label: text for name in names for label, text in _meanings()[name].items()}
 
 
@@ -315,7 +328,7 @@ def one_of(
         raise ValueError("one_of needs labels, each once")
     return create_model("Answer", __config__=ConfigDict(extra="forbid"), **{field: (Literal[labels], ...)})
 
-# %% ../../nbs/7_llm/35_prompts.ipynb #1f6faa8a
+# %% ../../nbs/7_llm/35_prompts.ipynb #08e6c01c
 LONGEST_ANSWER = 50_000  # characters that are searched for an object
 
 
@@ -326,7 +339,7 @@ class InvalidAnswer(ValueError):
         super().__init__(message)
         self.texts = tuple(texts)
 
-
+# %% ../../nbs/7_llm/35_prompts.ipynb #53b22c81
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(dict(pairs)) < len(pairs):
         raise ValueError("an entry stands twice")
@@ -342,7 +355,7 @@ _DECODER = json.JSONDecoder(object_pairs_hook=_once, parse_constant=_no_number)
 
 _BEGUN = re.compile(r'\{\s*"')
 
-
+# %% ../../nbs/7_llm/35_prompts.ipynb #ab778f62
 def _objects(text: str) -> list[dict[str, Any]]:
     "JSON objects in a text, left to right, none inside another. After one that is begun and broken nothing counts."
     found, at = [], text.find("{")
@@ -385,7 +398,7 @@ def parse(
         raise InvalidAnswer("there are two valid objects in it, and they differ", [text])
     return valid[0]
 
-# %% ../../nbs/7_llm/35_prompts.ipynb #8939e011
+# %% ../../nbs/7_llm/35_prompts.ipynb #9b62e510
 @dataclass(frozen=True)
 class Asked:
     "A validated answer, and what it took: one Generation a try."
@@ -398,7 +411,7 @@ class Asked:
         "How often the generator was asked."
         return len(self.generations)
 
-
+# %% ../../nbs/7_llm/35_prompts.ipynb #e4303423
 def ask(
     generator: Generator,
     template: Template | Prompt,  # a Prompt, such as that of `fit`, is asked as it is
