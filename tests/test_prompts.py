@@ -268,7 +268,7 @@ def test_one_valid_object_is_found(text):
     ("", "there is no JSON object"), ("login", "there is no JSON object"), ("[1, 2]", "there is no JSON object"),
     ('{"label": "log', "broken or not complete"), ("{'label': 'login'}", "broken or not complete"),
     ('{"label": NaN}', "broken or not"), ('{"label": "login", "label": "refund"}', "broken or not complete"),
-    ('{"label": "logout"}', "label: Input should be 'refund'"), ('{"label": "login", "sure": true}', "sure: Extra inputs"),
+    ('{"label": "logout"}', "label: Input should be 'refund'"), ('{"label": "login", "sure": true}', "the object: Extra inputs"),
     ("{}", "label: Field required"), ('{"label": ["login"]}', "label: Input"),
     ('{"thoughts": {"label": "login"}, "label": "ref', "broken or not complete"),
     ('{"label": "login"} or {"label": "refund"}', "two valid objects in it, and they differ"),
@@ -286,7 +286,7 @@ def test_what_is_no_answer(text, message):
 @given(writable)
 def test_any_text_is_an_answer_or_an_error_that_does_not_quote_it(text):
     marked = f"{text} SECRET-7"
-    for written in (marked, json.dumps({"label": marked}), json.dumps({"label": "login", "SECRET": marked})):
+    for written in (marked, json.dumps({"label": marked}), json.dumps({"label": "login", marked: 1})):
         with pytest.raises(InvalidAnswer) as caught:
             parse(written, ONE)
         assert "SECRET-7" not in str(caught.value)

@@ -370,11 +370,12 @@ def _objects(text: str) -> list[dict[str, Any]]:
         at = text.find("{", end)
     return found
 
-# %% ../../nbs/7_llm/35_prompts.ipynb #6cdea097
+# %% ../../nbs/7_llm/35_prompts.ipynb #adaabf0c
 def _wrong(err: ValidationError) -> str:
-    "What pydantic found, without the values it found it in."
+    "What pydantic found, without the values it found it in and without entries that a model made up."
     found = err.errors(include_input=False, include_url=False, include_context=False)
-    return "; ".join(f"{'.'.join(map(str, one['loc'])) or 'the object'}: {one['msg']}" for one in found[:3])
+    places = [one["loc"][:-1] if one["type"] == "extra_forbidden" else one["loc"] for one in found]
+    return "; ".join(f"{'.'.join(map(str, place)) or 'the object'}: {one['msg']}" for place, one in zip(places[:3], found, strict=False))
 
 
 def parse(
