@@ -370,12 +370,13 @@ def _objects(text: str) -> list[dict[str, Any]]:
         at = text.find("{", end)
     return found
 
-# %% ../../nbs/7_llm/35_prompts.ipynb #adaabf0c
+# %% ../../nbs/7_llm/35_prompts.ipynb #ddfdb29f
 def _wrong(err: ValidationError) -> str:
     "What pydantic found, without the values it found it in and without entries that a model made up."
     found = err.errors(include_input=False, include_url=False, include_context=False)
     places = [one["loc"][:-1] if one["type"] == "extra_forbidden" else one["loc"] for one in found]
-    return "; ".join(f"{'.'.join(map(str, place)) or 'the object'}: {one['msg']}" for place, one in zip(places[:3], found, strict=False))
+    said = [f"{'.'.join(map(str, place)) or 'the object'}: {one['msg']}" for place, one in zip(places, found, strict=True)]
+    return "; ".join(said[:3])
 
 
 def parse(
