@@ -370,7 +370,7 @@ def _objects(text: str) -> list[dict[str, Any]]:
         at = text.find("{", end)
     return found
 
-# %% ../../nbs/7_llm/35_prompts.ipynb #ddfdb29f
+# %% ../../nbs/7_llm/35_prompts.ipynb #50931b9c
 def _wrong(err: ValidationError) -> str:
     "What pydantic found, without the values it found it in and without entries that a model made up."
     found = err.errors(include_input=False, include_url=False, include_context=False)
@@ -378,7 +378,7 @@ def _wrong(err: ValidationError) -> str:
     said = [f"{'.'.join(map(str, place)) or 'the object'}: {one['msg']}" for place, one in zip(places, found, strict=True)]
     return "; ".join(said[:3])
 
-
+# %% ../../nbs/7_llm/35_prompts.ipynb #59865f2b
 def parse(
     text: str,  # what a model wrote
     schema: type[BaseModel],  # what is accepted
