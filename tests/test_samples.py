@@ -95,7 +95,7 @@ def test_imdb_sample_is_hard_enough_to_teach_with() -> None:
 
 
 @pytest.mark.parametrize(("name", "label"), [("banking77", "intent"), ("clinc150", "intent"), ("ag_news", "topic"),
-                                             ("tickets", "intent")])
+                                             ("tickets", "intent"), ("faq", "topic")])
 def test_classes_are_neither_given_away_nor_hopeless(name: str, label: str) -> None:
     rows = [row for row in rows_of(name) if row[label] != "oos"]
     folds = StratifiedKFold(5, shuffle=True, random_state=0)
