@@ -15,6 +15,7 @@ from itertools import islice
 
 import numpy as np
 
+from ..course.datasets import as_text
 from .documents import Document, Passage, passage_of
 
 # %% ../../nbs/6_retrieval/34_chunking.ipynb #6dab6787
@@ -146,14 +147,14 @@ def _ends(text: str, start: int, end: int) -> Iterator[int]:
 def sentences(
     text: str,  # prose, Markdown, docstrings
 ) -> list[Span]:  # first character of each, and one past its last; in order, together everything but white space
-    """Where the sentences stand, by rules. A code block (fenced, or a doctest) is one sentence, and so is a heading.
+    """Where the sentences stand, by rules. Raises TypeError for what is no text. A code block (fenced, or a doctest) is one sentence, and so is a heading.
 
     It cannot see: a sentence that begins with a small letter, one that ends in an abbreviation such as `vs.` or in an
     initial, code that is only indented (read as prose), a list item wrapped so that a line begins with a number and a
     full stop, and languages that end sentences otherwise than with `.!?` or `。！？`.
     """
     found = []
-    for start, end, code in _blocks(text):
+    for start, end, code in _blocks(as_text(text)):
         for stop in [*(() if code else _ends(text, start, end)), end]:
             found.append((start, stop))
             start = _skip(text, stop, end)
