@@ -21,8 +21,11 @@ from nlp_portfolio.course.exercise import check, exercise_ids
 from nlp_portfolio.course.models import encoder
 from nlp_portfolio.evaluation import errors, metrics
 from nlp_portfolio.evaluation.ranking import recall_at_k
+from nlp_portfolio.llm.generators import REFUSAL, Prompt, llm, orders
+from nlp_portfolio.llm.prompts import InvalidAnswer, Template, one_of, parse
+from nlp_portfolio.llm.rag import RAG
 from nlp_portfolio.neural.lora import load_adapter, predict
-from nlp_portfolio.retrieval.chunks import fixed_chunks
+from nlp_portfolio.retrieval.chunks import fixed_chunks, sentences
 from nlp_portfolio.retrieval.corpus import questions
 from nlp_portfolio.retrieval.documents import Document, Passage, normalized, passage_of, quotes
 from nlp_portfolio.retrieval.hybrid import Bm25, Dense, Fused
@@ -30,6 +33,7 @@ from nlp_portfolio.retrieval.index import Index
 from nlp_portfolio.retrieval.ingest import Unreadable, read_bytes, read_document
 from nlp_portfolio.retrieval.vectors import embed, embed_query
 from nlp_portfolio.serving.app import Limits, read_texts
+from nlp_portfolio.text.sentences import sentence_spans
 
 NAN, HALF, NUL, MANY = float("nan"), "half \ud800", "a\0b", 10**5
 KINDS = ("empty", "huge", "non-string", "NaN", "surrogate", "NUL")
@@ -167,6 +171,10 @@ NO_ENDING = error(Unreadable, "is not read here: save it as one of")
 NO_STRING = error(TypeError, "expected string")
 RUNS, BOTH = ["It runs."], ["It runs.", "It stops."]
 
+NO_GENERATOR = error(ValueError, "unknown generator")
+NO_ANSWER = error(InvalidAnswer, "there is no JSON object in it")
+TICKET = Template("ticket", 1, "<ticket>{text}</ticket>")
+
 # function: how it is called, with which inputs, and the answers to empty, huge, non-string, NaN, surrogate, NUL
 TABLE = {
     "load name": (lambda at, x: load(x), TEXTS, row(error(ValueError, "unknown data set"))),
@@ -277,6 +285,17 @@ TABLE = {
     "confusion_table": (lambda at, x: errors.confusion_table(x, x).shape, NUMBERS,
                         row(error(ValueError, "non-empty columns"), (1, 1), (1, 1), error(ValueError, "is missing"),
                             error(ValueError, "surrogates not allowed"), (1, 1))),
+    "sentence_spans": (lambda at, x: len(sentence_spans(x)), TEXTS, row(0, 841, NO_TEXT, NO_TEXT, 1, 1)),
+    "sentences": (lambda at, x: sentences(x), TEXTS, row([], [(0, 499_999)], NO_TEXT, NO_TEXT, [(0, 6)], [(0, 3)])),
+    "orders": (lambda at, x: orders(x), TEXTS, row([], [], NO_TEXT, NO_TEXT, [], [])),
+    "prompt question": (lambda at, x: Prompt(x).question == x, TEXTS, row(True, True, NO_TEXT, NO_TEXT, True, True)),
+    "llm name": (lambda at, x: llm(x), TEXTS, row(NO_GENERATOR, NO_GENERATOR, NO_TEXT, NO_TEXT, NO_GENERATOR, NO_GENERATOR)),
+    "template value": (lambda at, x: TICKET.render(text=x).question == f"<ticket>{x}</ticket>", TEXTS,
+                       row(True, True, NO_TEXT, NO_TEXT, True, True)),
+    "parse answer": (lambda at, x: parse(x, one_of(["a", "b"])), TEXTS, row(
+        NO_ANSWER, error(InvalidAnswer, "more than 50,000 characters"), NO_TEXT, NO_TEXT, NO_ANSWER, NO_ANSWER)),
+    "ask question": (lambda at, x: RAG(Bm25(at.fused.retrievers[0].passages)).ask(x).text, TEXTS, row(
+        REFUSAL, error(ValueError, "at most 4,000 characters"), NO_TEXT, NO_TEXT, REFUSAL, REFUSAL)),
 }
 
 
