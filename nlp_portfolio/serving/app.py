@@ -425,12 +425,18 @@ async def events(
     finally:
         left.set()
 
-# %% ../../nbs/course/serving/app.ipynb #90e62113
-async def _sse(service: Service, first: tuple[str, Any], rest: AsyncIterator[tuple[str, Any]]) -> AsyncIterator[str]:
-    "Events in the text format of server-sent events. The place among the streams is given back at the end."
-    yield f"event: {first[0]}\ndata: {json.dumps(first[1])}\n\n"
+# %% ../../nbs/course/serving/app.ipynb #72884de1
+async def _sse(first: tuple[str, Any], rest: AsyncIterator[tuple[str, Any]], kept: list[dict[str, Any]]) -> AsyncIterator[str]:
+    "Events in the text format of server-sent events. The data of an `Event` is kept for the log, of several the last one's."
+    yield _line(*first, kept)
     async for kind, piece in rest:
-        yield f"event: {kind}\ndata: {json.dumps(piece)}\n\n"
+        yield _line(kind, piece, kept)
+
+
+def _line(kind: str, piece: Any, kept: list[dict[str, Any]]) -> str:
+    if kind not in ("token", "done", "error"):
+        kept[:] = [{"source": "model", "answer": piece}]
+    return f"event: {kind}\ndata: {json.dumps(piece)}\n\n"
 
 
 class _Stream(StreamingResponse):
@@ -446,7 +452,7 @@ class _Stream(StreamingResponse):
         finally:
             await asyncio.shield(self._close())
 
-# %% ../../nbs/course/serving/app.ipynb #58a9bbf9
+# %% ../../nbs/course/serving/app.ipynb #62f81c74
 async def _first(service: Service, request: Request, text: str, stream: Stream) -> tuple[tuple[str, Any], AsyncIterator[tuple[str, Any]]]:
     "The first event of a stream, and the rest of them; the place is taken. Raises what refuses the request."
     service.must_be_ready()
@@ -471,17 +477,18 @@ async def streamed(
 ) -> Response:
     "An answer as server-sent events, logged when it ends. Raises what refuses the request, not yet logged."
     first, rest = await _first(service, request, text, stream)
+    kept: list[dict[str, Any]] = []
 
     async def close() -> None:
         service.streaming -= 1
         await rest.aclose()
-        _log(service, request, 200 if first[0] != "error" else 500, [text], [])
+        _log(service, request, 200 if first[0] != "error" else 500, [text], kept)
 
     if first[0] == "error":
         await close()
         raise _Logged(504 if first[1].startswith("no token") else 500, first[1])
     service.metrics.first_token.observe(time.perf_counter() - request.scope["started"])
-    return _Stream(_sse(service, first, rest), close)
+    return _Stream(_sse(first, rest, kept), close)
 
 
 class _Logged(HTTPException):
