@@ -50,11 +50,10 @@ class Category:
         "The steps a score has reached, the lowest first."
         return [step for step in self.steps if score >= step.at]
 
-# %% ../../nbs/10_safety/50_policy_audit.ipynb #3a846268
+# %% ../../nbs/10_safety/50_policy_audit.ipynb #2a528fb9
 @dataclass(frozen=True)
 class Policy:
-    """What to do at which score. `default` is what to do when something is wrong; `precedence` lists the actions, the
-    strongest first; `records` and `reviews` are days of retention. Raises PolicyError when it contradicts itself."""
+    "What to do at which score; `records` and `reviews` are days of retention. Raises PolicyError when it contradicts itself."
 
     name: str
     label: str
@@ -80,10 +79,16 @@ class Policy:
 
     def data(self) -> dict[str, Any]:
         "The policy as its file says it."
-        rules = {one.name: {"detector": one.detector, **({"about": one.about} if one.about else {}),
-                            **({step.action: step.at for step in one.steps} or {"ignore": True})} for one in self.categories}
-        return {"name": self.name, "version": self.label, "default": self.default, "precedence": list(self.precedence),
-                "monotone": self.monotone, "retention": {"records": self.records, "reviews": self.reviews}, "categories": rules}
+        return _as_file(self)
+
+# %% ../../nbs/10_safety/50_policy_audit.ipynb #77464d37
+def _as_file(policy: Policy) -> dict[str, Any]:
+    "A policy as its file says it."
+    rules = {one.name: {"detector": one.detector, **({"about": one.about} if one.about else {}),
+                        **({step.action: step.at for step in one.steps} or {"ignore": True})} for one in policy.categories}
+    return {"name": policy.name, "version": policy.label, "default": policy.default, "precedence": list(policy.precedence),
+            "monotone": policy.monotone, "retention": {"records": policy.records, "reviews": policy.reviews},
+            "categories": rules}
 
 # %% ../../nbs/10_safety/50_policy_audit.ipynb #f4ae7ca6
 class PolicyError(ValueError):
@@ -111,7 +116,7 @@ def _number(value: Any) -> bool:
     "Whether it is a finite number; True and False are none."
     return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
 
-# %% ../../nbs/10_safety/50_policy_audit.ipynb #d540af36
+# %% ../../nbs/10_safety/50_policy_audit.ipynb #99c297af
 def _category(name: str, rules: Any, order: Sequence[str], monotone: bool) -> Found:
     "What is wrong with a category."
     path = ("categories", name)
@@ -129,12 +134,12 @@ def _category(name: str, rules: Any, order: Sequence[str], monotone: bool) -> Fo
     ranked = sorted(steps, key=lambda key: steps[key])
     if len(set(steps.values())) < len(steps):
         found.append((path, "two actions at the same score: give each a threshold of its own"))
-    milder = [b for a, b in zip(ranked, ranked[1:], strict=False) if set(ranked) <= set(order) and order.index(b) > order.index(a)]
+    milder = [b for a, b in zip(ranked, ranked[1:], strict=False) if order.index(b) > order.index(a)]
     if monotone and milder:
         found.append(((*path, milder[0]), "a higher score leads to a milder action: exchange the thresholds, or say monotone: false"))
     return found
 
-# %% ../../nbs/10_safety/50_policy_audit.ipynb #ec25ffaa
+# %% ../../nbs/10_safety/50_policy_audit.ipynb #5d1c8733
 def _general(data: Mapping[str, Any]) -> Found:
     "What is wrong outside the categories."
     order, days = data.get("precedence", ()), data.get("retention", {})
@@ -152,7 +157,7 @@ def _general(data: Mapping[str, Any]) -> Found:
         found.append((("default",), f"{data['default']!r} is no safe default: give {' or '.join(SAFE)}"))
     return found
 
-
+# %% ../../nbs/10_safety/50_policy_audit.ipynb #66c281fe
 def problems(
     data: Any,  # a policy as its file says it
 ) -> Found:  # key path and message of each problem
@@ -163,8 +168,9 @@ def problems(
     found += _general(data)
     if not isinstance(rules, dict) or not rules:
         return [*found, (("categories",), "name at least one category")]
-    order = [one for one in ACTIONS] if any(path == ("precedence",) for path, _ in found) else data.get("precedence", ACTIONS)
-    return found + [one for name, rule in rules.items() for one in _category(name, rule, order, data.get("monotone") is not False)]
+    order = data["precedence"] if all(path[:1] != ("precedence",) for path, _ in found) and "precedence" in data else ACTIONS
+    monotone = data.get("monotone") is not False
+    return found + [one for name, rule in rules.items() for one in _category(str(name), rule, order, monotone)]
 
 # %% ../../nbs/10_safety/50_policy_audit.ipynb #c422324b
 TEXTS = ("name", "version", "detector", "about", "default")
@@ -192,23 +198,30 @@ def _plain(node: yaml.Node, path: tuple[str, ...], lines: dict[tuple[str, ...], 
     except ValueError:  # .nan, .inf, 1:30
         return node.value
 
-# %% ../../nbs/10_safety/50_policy_audit.ipynb #37106d57
+# %% ../../nbs/10_safety/50_policy_audit.ipynb #5f34674c
+def _harmless(text: str, source: str) -> None:
+    "Raises PolicyError for a document with aliases or deeper than a policy is, before its tree is built."
+    depth = 0
+    for event in yaml.parse(text):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if isinstance(event, yaml.AliasEvent) or depth > 5:
+            what = "aliases (*) are not allowed: write it out" if depth <= 5 else "a policy is not nested as deep as this"
+            raise PolicyError([f"{source}, line {event.start_mark.line + 1}: {what}"])
+
+
 def _nodes(text: str, source: str) -> yaml.Node | None:
-    "The tree of a YAML document. Raises PolicyError for what is no YAML, too long, or has aliases."
+    "The tree of a YAML document. Raises PolicyError for what is no YAML or no policy."
     if len(text) > 100_000:
         raise PolicyError([f"{source}: {len(text)} characters are no policy: at most 100000"])
     try:
-        alias = next((event for event in yaml.parse(text) if isinstance(event, yaml.AliasEvent)), None)
-        node = yaml.compose(text, yaml.SafeLoader) if alias is None else None
-    except (yaml.YAMLError, RecursionError, ValueError) as err:
+        _harmless(text, source)
+        return yaml.compose(text, yaml.SafeLoader)
+    except yaml.YAMLError as err:
         mark = getattr(err, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
         raise PolicyError([f"{source}{where}: this is no YAML ({getattr(err, 'problem', None) or type(err).__name__})"]) from None
-    if alias is not None:
-        raise PolicyError([f"{source}, line {alias.start_mark.line + 1}: aliases (*) are not allowed: write it out"])
-    return node
 
-
+# %% ../../nbs/10_safety/50_policy_audit.ipynb #22ba5bfc
 def parse_policy(
     text: str,  # YAML
     source: str = "policy",  # where it comes from, for the messages
@@ -284,13 +297,13 @@ class Decision:
     spans: tuple[Span, ...] = field(default=(), repr=False)
     complete: bool = True
 
-# %% ../../nbs/10_safety/50_policy_audit.ipynb #b6567bec
+# %% ../../nbs/10_safety/50_policy_audit.ipynb #34de2d82
 def _judged(category: Category, score: Any, spans: Sequence[Any], policy: Policy) -> list[Reason]:
     "The reasons of one category, the failures first."
     if not category.steps:
         return []
     if not (_number(score) and 0 <= score <= 1):
-        what = str(score) if isinstance(score, Failed) else "there is no score" if score is None else "the score is no number from 0 to 1"
+        what = str(score) if isinstance(score, Failed) else "no score" if score is None else "the score is no number from 0 to 1"
         return [Reason(category.name, policy.default, None, None, what)]
     marked = [span.score for span in spans if span.category == category.name]
     highest = max([float(score), *map(float, marked)])
@@ -313,7 +326,7 @@ def _strange(scores: Mapping[str, Any], spans: Sequence[Any], policy: Policy) ->
         reasons.append(Reason("", policy.default, None, None, "a span has no place or no score"))
     return reasons
 
-# %% ../../nbs/10_safety/50_policy_audit.ipynb #20bd712d
+# %% ../../nbs/10_safety/50_policy_audit.ipynb #39e0ce59
 def decide(
     scores: Mapping[str, Any],  # by category, from 0 to 1; None or Failed where a detector did not answer
     spans: Iterable[Any],  # with start, end, category and score, such as Span
@@ -331,9 +344,10 @@ def decide(
         reasons, cuts = [Reason("", policy.default, None, None, f"the scores cannot be read ({type(err).__name__})")], ()
     reasons.sort(key=lambda one: -policy.strength(one.action))
     first = reasons[0] if reasons else Reason("", "allow", None, None, "")
-    return Decision(first.action, tuple(reasons), first.category, policy.version, cuts, all(one.at is not None for one in reasons))
+    complete = all(one.at is not None for one in reasons)
+    return Decision(first.action, tuple(reasons), first.category, policy.version, cuts, complete)
 
-# %% ../../nbs/10_safety/50_policy_audit.ipynb #cd5a16f2
+# %% ../../nbs/10_safety/50_policy_audit.ipynb #eee43bb1
 Detector = Callable[[str], tuple[Mapping[str, float], Iterable[Any]]]  # text -> scores by category, spans
 
 
@@ -346,6 +360,18 @@ def _asked(name: str, detector: Detector, text: str, out: dict[str, Any]) -> Non
         out[name] = Failed(f"{name} raised {type(err).__name__}")
 
 
+def _answers(detectors: Mapping[str, Detector], text: str, seconds: float) -> dict[str, Any]:
+    "What each detector said in time, or Failed."
+    out: dict[str, Any] = {}
+    threads = [threading.Thread(target=_asked, args=(name, one, text, out), daemon=True) for name, one in detectors.items()]
+    end = time.monotonic() + seconds
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(max(0.0, end - time.monotonic()))
+    return {name: out.get(name, Failed(f"{name} gave no answer in {seconds:g} s")) for name in detectors}
+
+# %% ../../nbs/10_safety/50_policy_audit.ipynb #0c681c5c
 def detect(
     detectors: Mapping[str, Detector],  # by the name that the policy gives them
     text: str,
@@ -353,15 +379,7 @@ def detect(
     seconds: float = 1.0,  # for all of them together
 ) -> tuple[dict[str, Any], list[Any]]:  # scores, with Failed where there is none, and spans: what `decide` takes
     "Ask every detector at the same time. One that raises, hangs or is not there fails each category it was to score."
-    out: dict[str, Any] = {}
-    threads = {name: threading.Thread(target=_asked, args=(name, one, text, out), daemon=True) for name, one in detectors.items()}
-    end = time.monotonic() + seconds
-    for thread in threads.values():
-        thread.start()
-    for thread in threads.values():
-        thread.join(max(0.0, end - time.monotonic()))
-    answers = {name: out.get(name, Failed(f"{name} gave no answer in {seconds:g} s")) for name in threads}
-    scores: dict[str, Any] = {}
+    answers, scores = _answers(detectors, text, seconds), {}
     for answer in answers.values():
         for name, score in (answer[0] if isinstance(answer, tuple) else {}).items():
             both = [score, scores.get(name, 0.0)]
@@ -410,7 +428,7 @@ def _case(row: dict[str, Any], zeros: Mapping[str, float]) -> Case:
                   for name, part in row.get("marks", {}).items())
     return Case(row["id"], row["text"], {**zeros, **row["scores"]}, spans, row["wanted"])
 
-# %% ../../nbs/10_safety/50_policy_audit.ipynb #09f8606a
+# %% ../../nbs/10_safety/50_policy_audit.ipynb #f8ee3811
 @dataclass(frozen=True)
 class Change:
     "A case that two policies decide differently."
@@ -431,7 +449,7 @@ def diff(old: Policy, new: Policy, cases: Iterable[Case]) -> list[Change]:
             found.append(Change(case.id, before.action, after.action, after.category or before.category, case.wanted))
     return found
 
-
+# %% ../../nbs/10_safety/50_policy_audit.ipynb #4ce5438d
 def edits(old: Policy, new: Policy) -> list[str]:
     "What a new policy says differently, key by key."
     def flat(data: Any, path: str = "") -> dict[str, Any]:
