@@ -1,4 +1,4 @@
-"""The audit log: every mutation is detected, nothing acknowledged is lost, and without key, head or database nothing is decided."""
+"""The audit log: every mutation is detected, nothing acknowledged is lost, and without key, head or database it is closed."""
 
 import json
 import math
@@ -93,7 +93,8 @@ def test_a_decision_is_recorded_without_its_text(log, tmp_path):
 
 
 @pytest.mark.parametrize(("kind", "data", "message"), [
-    ("purge", {}, "takes one of decision, review"), ("x", {}, "takes one of"), ("decision", {"x": object()}, "what JSON can hold"),
+    ("purge", {}, "takes one of decision, review"), ("x", {}, "takes one of"),
+    ("decision", {"x": object()}, "what JSON can hold"),
     ("decision", {"x": math.nan}, "what JSON can hold"), ("decision", {"x": "y" * 20_000}, "log numbers and names, no texts")])
 def test_what_is_no_record_is_refused(log, kind, data, message):
     with pytest.raises(ValueError, match=message):
@@ -129,7 +130,8 @@ def test_keys_come_from_a_file_or_the_environment(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("text", "message"), [
     ("", "it is empty"), ("# nothing", "it is empty"), ("k1:abcd", "entry 1 is no id:key"), (f"{'0' * 64}", "entry 1"),
-    (f"k1:{'0' * 64}\nk2:{'g' * 64}", "entry 2"), (f"k1:{'0' * 65}", "entry 1"), (f"k1:{'0' * 64},k1:{'1' * 64}", "names a key twice")])
+    (f"k1:{'0' * 64}\nk2:{'g' * 64}", "entry 2"), (f"k1:{'0' * 65}", "entry 1"),
+    (f"k1:{'0' * 64},k1:{'1' * 64}", "names a key twice")])
 def test_a_wrong_key_is_named_without_being_shown(text, message):
     with pytest.raises(MissingKey, match=message) as err:
         parse_keys(text, "the file")
@@ -234,8 +236,9 @@ def splice(rng, rows, head, other):
     head |= {"count": len(rows), "code": rows[-1].code} if rows and rng.random() < 0.5 else {}
 
 
-def rewrite(rng, rows, head, other, keys=Keys((FOREIGN, ("k2", b"y" * 32)))):
+def rewrite(rng, rows, head, other):
     "Everything from a record on, with keys of one's own, the head too."
+    keys = Keys((FOREIGN, ("k2", b"y" * 32)))
     i = rng.randrange(len(rows))
     rows[i] = replace(rows[i], payload=json.dumps({"action": "allow"}), kind="decision")
     rows[:] = forge(rows, i, head["log"], keys)
@@ -382,10 +385,11 @@ def test_bytes_changed_in_the_file_are_detected_or_changed_nothing(tmp_path, cam
 # ---- the tail: what every append looks at
 
 
+COPY = "SELECT {}, at, kind, key_id, digest, payload, code FROM audit_log WHERE seq = 5"
+
 @pytest.mark.parametrize("change", ["DELETE FROM audit_log WHERE seq = 5", "UPDATE audit_log SET code = 'x' WHERE seq = 5",
                                     "DELETE FROM audit_log", "DROP TABLE audit_log",
-                                    "INSERT INTO audit_log SELECT 6, at, kind, key_id, digest, payload, code FROM audit_log WHERE seq = 5",
-                                    "INSERT INTO audit_log SELECT 9, at, kind, key_id, digest, payload, code FROM audit_log WHERE seq = 5"])
+                                    f"INSERT INTO audit_log {COPY.format(6)}", f"INSERT INTO audit_log {COPY.format(9)}"])
 def test_nothing_is_written_after_a_broken_tail(log, change):
     fill(log, 5)
     sql(log, change)
@@ -614,7 +618,8 @@ def test_processes_share_a_log(tmp_path):
 
 def test_a_lock_that_is_held_is_said(log, monkeypatch):
     monkeypatch.setattr(audit, "PATIENCE", 0.05)
-    with audit._locked(log.file.with_name(log.file.name + ".lock")), pytest.raises(AuditError, match="has held .* for 0.05 seconds"):
+    lock = log.file.with_name(log.file.name + ".lock")
+    with audit._locked(lock), pytest.raises(AuditError, match="has held .* for 0.05 seconds"):
         log.append("decision", {})
     assert log.append("decision", {}).seq == 1
 

@@ -107,7 +107,8 @@ def test_every_mistake_is_named_at_once():
     assert len(err.value.messages) == 3
 
 
-@pytest.mark.parametrize("text", ["", "5", "[]", "a: b: c", "categories: {}", "\0", "[" * 5000, "x" * 200_000, "a: !!python/object:os.x {}",
+@pytest.mark.parametrize("text", ["", "5", "[]", "a: b: c", "categories: {}", "\0", "[" * 5000, "x" * 200_000,
+                                  "a: !!python/object:os.x {}",
                                   "\ud800", "name: 2026-11-22", "? [a]\n: b"])
 def test_what_is_no_policy_is_refused(text):
     with pytest.raises(PolicyError):
@@ -151,8 +152,8 @@ def test_a_policy_made_by_a_program_is_checked_too():
 
 
 NUMBERS = st.floats(0, 1)
-JUNK = st.one_of(st.none(), st.floats().filter(lambda x: not 0 <= x <= 1), st.text(max_size=4), st.booleans(), st.binary(max_size=3),
-                 st.just([]), st.just(10**400), st.just(Failed("dead")), st.just(np.float32("nan")), st.just(1j))
+JUNK = st.one_of(st.none(), st.floats().filter(lambda x: not 0 <= x <= 1), st.text(max_size=4), st.booleans(),
+                 st.binary(max_size=3), st.just([]), st.just(10**400), st.just(Failed("dead")), st.just(np.float32("nan")), st.just(1j))
 SCORED = [one.name for one in load_policy().categories if one.steps]
 
 
@@ -177,7 +178,8 @@ class Raises(dict):
     (QUIET, [Span(0, 4, "mail")], "no such category"), (QUIET, [Span(4, 4, "phone")], "no place"),
     (QUIET, [Span(-1, 4, "phone")], "no place"), (QUIET, [Span(0, 4, "phone", math.nan)], "no place or no score"),
     (QUIET, [Span(0, None, "phone")], "no place"), (QUIET, [(0, 4)], "AttributeError"), (QUIET, 5, "TypeError"),
-    (None, [], "TypeError"), (5, [], "TypeError"), (Raises(QUIET), [], "OSError"), (QUIET | {"phone": 0.9}, [], "where to redact"),
+    (None, [], "TypeError"), (5, [], "TypeError"), (Raises(QUIET), [], "OSError"),
+    (QUIET | {"phone": 0.9}, [], "where to redact"),
     (QUIET | {"phone": 0.9}, [Span(0, 4, "phone", 0.2)], "where to redact"),
     (QUIET | {"toxicity": Failed("text gave no answer")}, [], "text gave no answer"),
 ])
@@ -197,7 +199,8 @@ def test_a_failure_does_not_hide_what_is_worse():
 
 @pytest.mark.parametrize(("scores", "expected"), [
     ({}, "allow"), ({"toxicity": 0.59}, "allow"), ({"toxicity": 0.6}, "review"), ({"toxicity": np.float32(0.95)}, "block"),
-    ({"phone": 0.9}, "redact"), ({"phone": 0.9, "toxicity": 0.7}, "review"), ({"toxicity": 1}, "block"), ({"url": math.nan}, "allow")])
+    ({"phone": 0.9}, "redact"), ({"phone": 0.9, "toxicity": 0.7}, "review"), ({"toxicity": 1}, "block"),
+    ({"url": math.nan}, "allow")])
 def test_what_can_be_judged_is(scores, expected):
     decision = decide(QUIET | scores, [Span(0, 4, "phone", scores.get("phone", 0.0))], POLICY)
     assert decision.action == expected and decision.policy == POLICY.version and decision.complete
@@ -267,7 +270,8 @@ def test_detectors_that_raise_hang_or_are_not_there():
         assert time.perf_counter() - start < 0.45 and decision.action == "block" and why in str(decision)
         assert "secret" not in str(decision) and scores["phone"] == 0.0
     assert "there is no detector text" in str(decide(*detect({"pii": fine}, "x", POLICY), POLICY))
-    scores, spans = detect({"pii": fine, "text": lambda text: ({"toxicity": 0.2, "phone": 0.7}, [Span(0, 1, "phone")])}, "x", POLICY)
+    both = {"pii": fine, "text": lambda text: ({"toxicity": 0.2, "phone": 0.7}, [Span(0, 1, "phone")])}
+    scores, spans = detect(both, "x", POLICY)
     assert (scores, action(scores, spans)) == ({"phone": 0.7, "toxicity": 0.2}, "redact")
 
 
@@ -293,7 +297,8 @@ def test_the_curated_set_fits_the_shipped_policy():
     assert len(cases) == len({one.id for one in cases}) == 32 and {one.wanted for one in cases} == set(ACTIONS)
     decisions = {one.id: decide(one.scores, one.spans, policy) for one in cases}
     assert all(one.complete for one in decisions.values())
-    assert {one.id for one in cases if decisions[one.id].action != one.wanted} == {"author", "cake", "hotline", "quoted-injection"}
+    stricter = {"author", "cake", "hotline", "quoted-injection"}
+    assert {one.id for one in cases if decisions[one.id].action != one.wanted} == stricter
     lost = policy.strength
     assert [one.id for one in cases if lost(decisions[one.id].action) < lost(one.wanted)] == []
     rows = [json.loads(line) for line in (Path(__file__).parent.parent / "nlp_portfolio/data/policies/curated.jsonl")
