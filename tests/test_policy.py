@@ -153,7 +153,8 @@ def test_a_policy_made_by_a_program_is_checked_too():
 
 NUMBERS = st.floats(0, 1)
 JUNK = st.one_of(st.none(), st.floats().filter(lambda x: not 0 <= x <= 1), st.text(max_size=4), st.booleans(),
-                 st.binary(max_size=3), st.just([]), st.just(10**400), st.just(Failed("dead")), st.just(np.float32("nan")), st.just(1j))
+                 st.binary(max_size=3), st.just([]), st.just(10**400),
+                 st.just(Failed("dead")), st.just(np.float32("nan")), st.just(1j))
 SCORED = [one.name for one in load_policy().categories if one.steps]
 
 
