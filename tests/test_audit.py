@@ -520,6 +520,29 @@ def test_rotation_makes_a_stolen_old_key_useless(log):
             log.rotate(wrong)
 
 
+def test_a_rotation_that_crashes_half_way_is_finished_by_the_next_writer(log):
+    fill(log, 2)
+    old, both = log.file.read_bytes(), Keys((K1, K2))
+    log.rotate(both)
+    log.file.write_bytes(old)
+    again = AuditLog(log.url, both)
+    assert again.verify().records == 3 and "from a crash" in again.verify().reason
+    fill(again, 1)
+    assert again.verify().records == 4 and read_head(log.file).key_id == "k2"
+
+
+def test_a_stolen_retired_key_cannot_add_the_record_that_a_crash_may_leave(log):
+    fill(log, 2)
+    log.rotate(Keys((K1, K2)))
+    last, head = list(log.records())[-1], log.head()
+    forged = replace(last, seq=4, kind="decision", key_id="k1", payload="{}", digest=audit._digest("{}"))
+    row = asdict(replace(forged, code=audit._code(forged, head.log, last.code, Keys((K1, K2)))))
+    sql(log, f"INSERT INTO audit_log VALUES {tuple(row.values())}")
+    assert (log.verify().broken, log.verify().reason) == (4, "record 4 is signed with 'k1', which was retired before")
+    with pytest.raises(Tampered, match="record 4 beyond the head was not written by this log"):
+        log.append("decision", {})
+
+
 def test_a_broken_log_is_not_signed_anew(log):
     fill(log, 4)
     sql(log, "UPDATE audit_log SET at = '2020' WHERE seq = 2")
@@ -529,21 +552,21 @@ def test_a_broken_log_is_not_signed_anew(log):
 
 
 def test_retention_deletes_payloads_and_the_chain_holds(log, tmp_path):
-    log.append("decision", {"word": "unforgettable"})
-    fill(log, 3)
+    for i in range(40):
+        log.append("decision", {"word": "unforgettable " * i})
     moment = datetime.now(UTC)
     time.sleep(0.002)
     log.append("review", {"word": "recent"})
-    assert log.retain(days=1) == 0 and len(list(log.records())) == 5
-    assert log.purge(moment) == 4
+    assert log.retain(days=1) == 0 and len(list(log.records())) == 41
+    assert log.purge(moment) == 40
     rows = list(log.records())
-    assert [row.data is None for row in rows] == [True] * 4 + [False] * 2 and rows[-1].kind == "purge"
-    assert log.verify().records == 6
+    assert [row.data is None for row in rows] == [True] * 40 + [False] * 2 and rows[-1].kind == "purge"
+    assert log.verify().records == 42
     log.close()
     assert b"unforgettable" not in bytes_of(tmp_path) and b"recent" in bytes_of(tmp_path)
     assert log.retain(days=0) == 1 and log.verify() and log.retain(days=0) == 0
-    sql(log, "UPDATE audit_log SET payload = NULL WHERE kind = 'purge' AND seq = 6")
-    assert (log.verify().broken, "retention never deletes" in log.verify().reason) == (6, True)
+    sql(log, "UPDATE audit_log SET payload = NULL WHERE kind = 'purge' AND seq = 42")
+    assert (log.verify().broken, "retention never deletes" in log.verify().reason) == (42, True)
 
 
 def test_a_crash_in_the_middle_of_retention_is_finished_by_the_next(log, monkeypatch):

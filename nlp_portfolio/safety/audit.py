@@ -451,7 +451,7 @@ class _Connection:
             with suppress(Exception):  # it may be gone already
                 store.close()
 
-# %% ../../nbs/course/safety/audit.ipynb #e870dee3
+# %% ../../nbs/course/safety/audit.ipynb #7055e0e5
 @dataclass(frozen=True)
 class Verdict:
     "What `verify` found; true when all is well. `broken` is the number of the first record that is not as it was written."
@@ -476,11 +476,12 @@ def _tail(store: Any, head: Head, keys: Keys) -> Head:
         raise Tampered(f"record {head.count} is not the one that the head names: run verify()")
     if end == head.count:
         return head
-    if last.payload is None or last.digest != _digest(last.payload) or last.code != _code(last, head.log, head.code, keys):
+    right = last.key_id == keys.active and last.code == _code(last, head.log, head.code, keys)
+    if not right or last.payload is None or last.digest != _digest(last.payload):
         raise Tampered(f"record {end} beyond the head was not written by this log: run verify()")
     return Head(head.log, end, last.code, last.key_id).sealed(keys)
 
-# %% ../../nbs/course/safety/audit.ipynb #867fdb69
+# %% ../../nbs/course/safety/audit.ipynb #e584c032
 class AuditLog(_Connection):
     """Signed records in `url` (a file, `sqlite:///file` or `postgresql://...`) and a head file (`head`; beside a SQLite file
     by default). `keys` are Keys, a key file, or None for the environment. `create=True` begins a log where there are neither
@@ -514,10 +515,10 @@ class AuditLog(_Connection):
         head = read_head(self.file)
         if not head.valid(self.keys):
             raise Tampered(f"the head file {self.file} was not signed with the key {head.key_id!r}")
-        if head.key_id != self.keys.active:
+        now = _tail(self._current(), head, self.keys)
+        if now.key_id != self.keys.active:
             raise Tampered(f"the head is signed with the retired key {head.key_id!r}: "
                            f"if you have just added a key, AuditLog(..., keys.as_of({head.key_id!r})).rotate(keys)")
-        now = _tail(self._current(), head, self.keys)
         if now != head:
             _replace(self.file, json.dumps(asdict(now)) + "\n")
         return now
@@ -649,7 +650,7 @@ class _Walk:
         beyond = ", the last one from a crash, not yet taken over" if self.count > head.count else ""
         return Verdict(True, self.count, f"{self.count} records, all as they were written{beyond}")
 
-# %% ../../nbs/course/safety/audit.ipynb #e7ae91c4
+# %% ../../nbs/course/safety/audit.ipynb #a19c6539
 def _walked(log: AuditLog, anchor: Head | None) -> tuple[_Walk, Head]:
     "A walk over all records, and the head, both of one moment. Raises AuditError when they cannot be read."
     rows = log.records()
@@ -673,7 +674,7 @@ def _verify(log: AuditLog, anchor: Head | None) -> Verdict:
         return Verdict(False, 0, str(err))
     if head.key_id not in log.keys.ids or not head.valid(log.keys):
         verdict = Verdict(False, walk.count, f"the head was not signed with the key {head.key_id[:32]!r}", walk.broken)
-    elif head.key_id != log.keys.active:
+    elif head.key_id != log.keys.active and (walk.count <= head.count or log.keys.ids[walk.oldest] != log.keys.active):
         verdict = Verdict(False, walk.count, f"the head is signed with the retired key {head.key_id!r}", walk.broken)
     else:
         verdict = walk.verdict(head)
