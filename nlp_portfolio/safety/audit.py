@@ -7,7 +7,7 @@ __all__ = ['VARIABLE', 'COLUMNS', 'KINDS', 'FADING', 'TABLE', 'PATIENCE', 'LARGE
            'Keys', 'parse_keys', 'load_keys', 'create_keys', 'add_key', 'signed', 'text_hash', 'Row', 'Head',
            'read_head', 'payload_of', 'decision_record', 'Verdict', 'AuditLog', 'recorded']
 
-# %% ../../nbs/course/safety/audit.ipynb #c18e525e
+# %% ../../nbs/course/safety/audit.ipynb #412c3742
 import hashlib
 import hmac
 import json
@@ -20,7 +20,7 @@ import stat
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from itertools import chain, takewhile
@@ -481,7 +481,7 @@ def _tail(store: Any, head: Head, keys: Keys) -> Head:
         raise Tampered(f"record {end} beyond the head was not written by this log: run verify()")
     return Head(head.log, end, last.code, last.key_id).sealed(keys)
 
-# %% ../../nbs/course/safety/audit.ipynb #e584c032
+# %% ../../nbs/course/safety/audit.ipynb #4e8b146d
 class AuditLog(_Connection):
     """Signed records in `url` (a file, `sqlite:///file` or `postgresql://...`) and a head file (`head`; beside a SQLite file
     by default). `keys` are Keys, a key file, or None for the environment. `create=True` begins a log where there are neither
@@ -559,8 +559,9 @@ class AuditLog(_Connection):
         needs stays, and a record says up to which number payloads may be missing."""
         moment = before.astimezone(UTC).isoformat(timespec="microseconds")
         with self._alone():
-            old = takewhile(lambda row: row.at < moment, self._current().rows())
-            through = max((row.seq for row in old if row.kind in FADING and row.payload is not None), default=0)
+            with closing(self._current().rows()) as rows:  # a reader left open would hold back what is written next
+                old = takewhile(lambda row: row.at < moment, rows)
+                through = max((row.seq for row in old if row.kind in FADING and row.payload is not None), default=0)
             if not through:
                 return 0
             self._write("purge", payload_of("purge", {"through": through, "before": moment}), self.keys)

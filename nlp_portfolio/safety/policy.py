@@ -389,12 +389,12 @@ def detect(
         scores |= {one.name: answer} if isinstance(answer, Failed) else {}
     return scores, [span for answer in answers.values() if isinstance(answer, tuple) for span in answer[1]]
 
-# %% ../../nbs/10_safety/50_policy_audit.ipynb #907b9f7c
+# %% ../../nbs/10_safety/50_policy_audit.ipynb #13eba88d
 def redacted(
     text: str,
     spans: Iterable[Any],  # with start, end and category; they may overlap
 ) -> str:
-    "The text with every span replaced by its category's name; spans that touch or overlap are one, named after the first."
+    "The text with every span replaced by its category's name; spans that overlap are one, named after the first."
     out, end = [], 0
     for span in sorted(spans, key=lambda one: (one.start, -one.end)):
         if span.start >= end:
