@@ -83,6 +83,7 @@ def test_a_version_is_the_content():
     ("redact: 0.5", "redact: yes", 8, "True is no threshold"), ("redact: 0.5", "allow: 0.5", 8, "unknown key"),
     ("redact: 0.5", "about: x", 8, "give at least one threshold, or ignore: true"),
     ("ignore: true", "ignore: true, block: 0.5", 10, "not both"),
+    ("ignore: true", "block: 0.5, ignore: maybe", 10, "url.ignore: give true, or leave it out"),
     ("detector: text, ", "", 9, "categories.toxicity: the key detector is missing"),
     ("review: 0.6, block: 0.9", "review: 0.9, block: 0.6", 9, "a higher score leads to a milder action"),
     ("review: 0.6, block: 0.9", "review: 0.9, block: 0.9", 9, "two actions at the same score"),
@@ -264,7 +265,8 @@ def test_detectors_that_raise_hang_or_are_not_there():
 
     for bad, why in ((raising, "text raised RuntimeError"), (hanging, "text gave no answer in 0.05 s"),
                      (lambda text: None, "text raised TypeError"), (lambda text: ({}, []), "no score"),
-                     (lambda text: ({"toxicity": math.nan}, []), "no number")):
+                     (lambda text: ({"toxicity": math.nan}, []), "no number"),
+                     (lambda text: ({"toxicity": 10**400}, []), "no number")):
         start = time.perf_counter()
         scores, spans = detect({"pii": fine, "text": bad}, "my secret text", POLICY, seconds=0.05)
         decision = decide(scores, spans, POLICY)

@@ -90,7 +90,7 @@ def _as_file(policy: Policy) -> dict[str, Any]:
             "monotone": policy.monotone, "retention": {"records": policy.records, "reviews": policy.reviews},
             "categories": rules}
 
-# %% ../../nbs/10_safety/50_policy_audit.ipynb #f4ae7ca6
+# %% ../../nbs/10_safety/50_policy_audit.ipynb #2698d96b
 class PolicyError(ValueError):
     "What is wrong with a policy, all of it: one message a problem."
 
@@ -114,9 +114,12 @@ def _keys(data: Mapping[str, Any], path: tuple[str, ...], known: Sequence[str], 
 
 def _number(value: Any) -> bool:
     "Whether it is a finite number; True and False are none."
-    return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
+    try:
+        return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:  # an integer too large for a float
+        return False
 
-# %% ../../nbs/10_safety/50_policy_audit.ipynb #99c297af
+# %% ../../nbs/10_safety/50_policy_audit.ipynb #15d7274f
 def _category(name: str, rules: Any, order: Sequence[str], monotone: bool) -> Found:
     "What is wrong with a category."
     path = ("categories", name)
@@ -124,6 +127,7 @@ def _category(name: str, rules: Any, order: Sequence[str], monotone: bool) -> Fo
         return [(path, "a category is a mapping such as {detector: text, review: 0.5}")]
     found = _keys(rules, path, RULES, ("detector",))
     found += [((*path, key), "give a text") for key in ("detector", "about") if not isinstance(rules.get(key, ""), str)]
+    found += [] if isinstance(rules.get("ignore", True), bool) else [((*path, "ignore"), "give true, or leave it out")]
     steps = {key: rules[key] for key in ACTIONS[:3] if key in rules}
     wrong = [key for key, at in steps.items() if not (_number(at) and 0 < at <= 1)]
     found += [((*path, key), f"{steps[key]!r} is no threshold: give a number above 0 and at most 1") for key in wrong]
