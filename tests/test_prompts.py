@@ -363,7 +363,7 @@ def test_a_label_that_begins_another_can_be_said(tiny):
 
     end = [tiny.tokenizer.eos_token_id]
     allowed = {text: tiny.tokenizer(text, add_special_tokens=False)["input_ids"] + end for text in LABELS}
-    ids, paths, written = tiny._tokens(ASKED), list(allowed.values()), []
+    ids, paths, written = tiny.tokens(ASKED), list(allowed.values()), []
     while not any(path == written for path in paths):
         with torch.inference_mode():
             if tiny.paired:
@@ -385,7 +385,7 @@ def test_label_scores_are_what_the_models_own_loss_says(tiny):
     scores = label_scores(tiny, ASKED, LABELS)
     assert list(scores) == LABELS and all(score < 0 for score in scores.values())
     assert sum(map(math.exp, scores.values())) <= 1
-    ids = tiny._tokens(ASKED)
+    ids = tiny.tokens(ASKED)
     for label, score in scores.items():
         path = [*tiny.tokenizer(label, add_special_tokens=False)["input_ids"], tiny.tokenizer.eos_token_id]
         whole, target = (ids, path) if tiny.paired else ([*ids, *path], [-100] * len(ids) + path)

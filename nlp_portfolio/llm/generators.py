@@ -346,7 +346,7 @@ class Transformers(_Writer):
     def __repr__(self) -> str:
         return f"Transformers({self.name!r}, context={self.context})"
 
-    def _tokens(self, prompt: Prompt) -> list[int]:
+    def tokens(self, prompt: Prompt) -> list[int]:
         "The ids the model reads for a prompt."
         prompt = _defused(prompt, self.special)
         if self.tokenizer.chat_template:
@@ -357,8 +357,8 @@ class Transformers(_Writer):
         "The text as it is written, by a thread that ends when this is closed. Raises ValueError when the question does not fit."
         started = time.monotonic()
         budget = self.context if self.paired else max(self.context - wish.max_tokens, self.context // 2)
-        fitted = fit_prompt(prompt, lambda one: len(self._tokens(one)), budget)
-        ids, text = self._tokens(fitted), []
+        fitted = fit_prompt(prompt, lambda one: len(self.tokens(one)), budget)
+        ids, text = self.tokens(fitted), []
         room = wish.max_tokens if self.paired else min(wish.max_tokens, self.context - len(ids))
         job = _Job(self, ids, room, wish)
         try:

@@ -302,7 +302,7 @@ def counter(
 ) -> Callable[[Prompt], int]:  # tokens of a prompt: exact for a model in this process, else estimated
     "How many tokens a generator sees in a prompt."
     if isinstance(generator, Transformers):
-        return lambda prompt: len(generator._tokens(prompt))
+        return lambda prompt: len(generator.tokens(prompt))
     return lambda prompt: -(-len(prompt.text()) // 3)
 
 
@@ -456,7 +456,7 @@ def _room(generator: Transformers, prompt: Prompt, spelled: Iterable[tuple[int, 
     "The prompt's tokens, cut so that every allowed answer has room."
     longest = 0 if generator.paired else max(map(len, spelled))
     fitted = fit_prompt(prompt, counter(generator), generator.context - longest)
-    return generator._tokens(fitted), fitted
+    return generator.tokens(fitted), fitted
 
 # %% ../../nbs/7_llm/35_prompts.ipynb #5cbc1e0d
 def choose(
@@ -478,7 +478,7 @@ def choose(
         return sorted({path[size] for path in spelled if path[:size] == written and len(path) > size}) or [end]
 
     greedy = {"do_sample": False, "num_beams": 1, "temperature": None, "top_p": None, "top_k": None}
-    with generator._lock, torch.inference_mode():
+    with generator.lock, torch.inference_mode():
         rows = generator.model.generate(source, attention_mask=torch.ones_like(source), prefix_allowed_tokens_fn=following,
                                         max_new_tokens=max(map(len, spelled)), pad_token_id=end, **greedy)
     row = rows[0, start:].tolist()
@@ -499,7 +499,7 @@ def label_scores(
     ids, _ = _room(generator, prompt, spelled)
     model, found = generator.model, {}
     tensor = lambda tokens: torch.tensor([tokens], device=model.device)
-    with generator._lock, torch.inference_mode():
+    with generator.lock, torch.inference_mode():
         for path, text in spelled.items():
             if generator.paired:
                 begun = [model.config.decoder_start_token_id, *path[:-1]]
