@@ -1,0 +1,151 @@
+"""The document demo: ask your files or the Python documentation, and open every citation where it stands. `make demo P=2`."""
+
+import argparse
+import os
+import re
+import tempfile
+from collections.abc import Iterator
+from functools import cache
+from html import escape
+from pathlib import Path
+
+import gradio as gr
+
+from nlp_portfolio.cases.document_qa import DocumentQA
+from nlp_portfolio.llm.rag import Grounded, marked
+
+EXAMPLES = [
+    "How can a heap be built from an existing list and how fast is it?",
+    "Which function should I not use to make a temporary file name, because somebody else could create the file first?",
+    "are 1, 1.0 and True the same dictionary key?",
+    "queue: what does get_nowait do on an empty queue, and put_nowait on a full one?",
+    "How do I pin a package to an exact version with pip?",
+]
+SOURCES = [("everything", "all"), ("my documents", "mine"), ("the Python documentation", "documentation")]
+TYPES = [".md", ".txt", ".html", ".pdf", ".docx"]
+STYLE = """.said { font-size: 1.15em; line-height: 1.6; white-space: pre-line } .said a { font-weight: 600; text-decoration: none }
+.place { border: 1px solid var(--border-color-primary); border-radius: 6px; margin: 6px 0; padding: 6px 10px }
+.place summary { cursor: pointer } .place pre { white-space: pre-wrap; max-height: 22em; overflow-y: auto; font-size: .9em }
+.place .here { background: var(--background-fill-secondary); display: block; border-left: 3px solid var(--color-accent); padding-left: 8px }
+.place mark { background: #ffe08a; color: #1f2937 } .quiet { color: var(--body-text-color-subdued); font-size: .9em }"""
+SHOW = "let d = document.getElementById('source-{0}'); d.open = true; d.scrollIntoView({{behavior: 'smooth', block: 'nearest'}}); return false"
+
+
+@cache
+def qa() -> DocumentQA:
+    "One index for all visitors, in a folder that goes when the demo ends."
+    folder = tempfile.TemporaryDirectory(prefix="document_qa_", ignore_cleanup_errors=True)
+    opened = DocumentQA.open(folder.name)
+    opened.folder = folder
+    return opened
+
+
+def said(text: str, numbers: set[int] = frozenset()) -> str:
+    "The answer as HTML; the numbers of its citations open their passages."
+    def link(mark: re.Match) -> str:
+        here = f'<a href="#source-{mark[1]}" onclick="{SHOW.format(mark[1])}">[{mark[1]}]</a>'
+        return here if int(mark[1]) in numbers else mark[0]
+
+    return f'<div class="said">{re.sub(r"(?<=[ \]])\[(\d+)\]", link, escape(text))}</div>'
+
+
+def place(number: int, passage: str, quotes: list[tuple[int, int]], tenant: str) -> str:
+    "A passage in its document, closed until somebody opens it; the quotes are marked."
+    opened = qa().passage(passage, tenant)
+    a, b = opened.start, opened.end
+    return (f'<details class="place" id="source-{number}"><summary><b>[{number}]</b> {escape(opened.title)}</summary>'
+            f'<pre>{escape(opened.text[:a])}<span class="here">{marked(opened.text[a:b], quotes)}</span>{escape(opened.text[b:])}</pre></details>')
+
+
+def places(found: Grounded, tenant: str) -> str:
+    "The cited passages, or under a refusal the nearest ones."
+    if found.refused:
+        near = [place(number, hit.passage.id, [], tenant) for number, hit in enumerate(found.nearest[:3], 1)]
+        return "<p>The nearest passages, in case they help:</p>" + "".join(near) if near else ""
+    spans: dict[int, list[tuple[int, int]]] = {}
+    for one in found.citations:
+        spans.setdefault(one.number, []).append((one.start, one.end))
+    return "".join(place(number, found.passages[number - 1].id, spans[number], tenant) for number in sorted(spans))
+
+
+def took(found: Grounded) -> str:
+    "Milliseconds by stage, and the cost."
+    stages = " · ".join(f"{stage} {1000 * seconds:.0f} ms" for stage, seconds in found.seconds.items())
+    cost = "cost unknown" if found.cost is None else f"cost {found.cost:.4f}"
+    return f'<span class="quiet">{stages} · {cost} · answered by {escape(found.model or "nobody")}</span>'
+
+
+def ask(question: str, source: str, request: gr.Request) -> Iterator[tuple[str, str, str]]:
+    "The answer as it comes, then its passages and what it took."
+    if not question.strip():
+        raise gr.Error("Write a question first.")
+    text, stream = "", qa().stream(question, request.session_hash, source)
+    for piece in stream:
+        text += piece
+        yield said(text), "", ""
+    found = stream.result
+    yield said(found.text, {one.number for one in found.citations}), places(found, request.session_hash), took(found)
+
+
+def mine(request: gr.Request) -> gr.CheckboxGroup:
+    "The visitor's documents, to choose from."
+    listed = [(f"{one.title} ({one.passages} passages)", one.document) for one in qa().documents(request.session_hash)]
+    return gr.CheckboxGroup(listed, value=[], label="Your documents" if listed else "Your documents: none yet")
+
+
+def upload(files: list[str] | None, request: gr.Request) -> tuple[None, gr.CheckboxGroup]:
+    "Read files into the visitor's documents; what cannot be read is said and left out."
+    for file in files or []:
+        try:
+            qa().ingest(Path(file).name, Path(file).read_bytes(), request.session_hash)
+        except ValueError as err:
+            gr.Warning(escape(str(err)), title="Not added")
+    return None, mine(request)
+
+
+def remove(documents: list[str], request: gr.Request) -> gr.CheckboxGroup:
+    "Take documents out again."
+    for document in documents:
+        qa().remove(document, request.session_hash)
+    return mine(request)
+
+
+def leave(request: gr.Request) -> None:
+    "A visitor who closes the page leaves nothing behind."
+    for one in qa().documents(request.session_hash):
+        qa().remove(one.document, request.session_hash)
+
+
+def page() -> gr.Blocks:
+    "The page: files on the left, question and answer on the right."
+    with gr.Blocks(title="Document Q&A", analytics_enabled=False, delete_cache=(3600, 3600)) as blocks:
+        gr.HTML(f"<style>{STYLE}</style>", padding=False)
+        gr.Markdown("# Answers you can check\nEach sentence is quoted from a passage; a number opens that passage in its document. "
+                    "What the documents do not answer is refused. Nothing leaves this machine.")
+        with gr.Row():
+            with gr.Column(scale=1):
+                source = gr.Radio(SOURCES, value="all", label="Search in")
+                files = gr.File(label="Add files", file_count="multiple", file_types=TYPES, height=120)
+                documents = gr.CheckboxGroup([], label="Your documents: none yet")
+                gone = gr.Button("Remove the ticked ones", size="sm")
+                gr.Markdown("Your files are seen by you only, and removed when you close the page.")
+            with gr.Column(scale=2):
+                question = gr.Textbox(label="Question", lines=2, placeholder="Ask as you would ask a colleague ...", max_length=1_000)
+                go = gr.Button("Ask", variant="primary")
+                answer, sources, line = gr.HTML(), gr.HTML(), gr.HTML()
+                gr.Examples(EXAMPLES, question, label="Try one; the last has no answer here")
+        gr.on([go.click, question.submit], ask, [question, source], [answer, sources, line])
+        files.upload(upload, files, [files, documents])
+        gone.click(remove, documents, documents)
+        blocks.load(mine, None, documents)
+        blocks.unload(leave)
+    return blocks
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--host", default=os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1"))
+    parser.add_argument("--port", type=int, default=7862)
+    args = parser.parse_args()
+    qa().ask("What does pass do?", "nobody", "documentation")  # warm up
+    page().launch(server_name=args.host, server_port=args.port, max_file_size="20mb", quiet=False)
