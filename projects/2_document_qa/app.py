@@ -23,12 +23,20 @@ EXAMPLES = [
 ]
 SOURCES = [("everything", "all"), ("my documents", "mine"), ("the Python documentation", "documentation")]
 TYPES = [".md", ".txt", ".html", ".pdf", ".docx"]
-STYLE = """.said { font-size: 1.15em; line-height: 1.6; white-space: pre-line } .said a { font-weight: 600; text-decoration: none }
+STYLE = """<style>
+.said { font-size: 1.15em; line-height: 1.6; white-space: pre-wrap; margin-bottom: 14px }
+.said a { font-weight: 600; text-decoration: none }
 .place { border: 1px solid var(--border-color-primary); border-radius: 6px; margin: 6px 0; padding: 6px 10px }
-.place summary { cursor: pointer } .place pre { white-space: pre-wrap; max-height: 22em; overflow-y: auto; font-size: .9em }
-.place .here { background: var(--background-fill-secondary); display: block; border-left: 3px solid var(--color-accent); padding-left: 8px }
-.place mark { background: #ffe08a; color: #1f2937 } .quiet { color: var(--body-text-color-subdued); font-size: .9em }"""
-SHOW = "let d = document.getElementById('source-{0}'); d.open = true; d.scrollIntoView({{behavior: 'smooth', block: 'nearest'}}); return false"
+.place summary { cursor: pointer }
+.place pre { white-space: pre-wrap; max-height: 22em; overflow-y: auto; font-size: .9em }
+.place mark { background: #ffe08a; color: #1f2937 }
+.here { display: block; background: var(--background-fill-secondary); padding-left: 8px }
+.here { border-left: 3px solid var(--color-accent) }
+.quiet { color: var(--body-text-color-subdued); font-size: .9em; margin-top: 10px }
+</style>"""
+OPEN = "let d = document.getElementById('source-{0}'); d.open = true; d.ontoggle(); return false"
+TOGGLE = """let p = this.querySelector('pre'), m = p.querySelector('mark') || p.querySelector('.here');
+if (this.open) { p.scrollTop = m.offsetTop - p.offsetTop - 50; this.scrollIntoView({behavior: 'smooth', block: 'nearest'}) }"""
 
 
 @cache
@@ -43,18 +51,20 @@ def qa() -> DocumentQA:
 def said(text: str, numbers: set[int] = frozenset()) -> str:
     "The answer as HTML; the numbers of its citations open their passages."
     def link(mark: re.Match) -> str:
-        here = f'<a href="#source-{mark[1]}" onclick="{SHOW.format(mark[1])}">[{mark[1]}]</a>'
-        return here if int(mark[1]) in numbers else mark[0]
+        opens = f'<a href="#source-{mark[1]}" onclick="{OPEN.format(mark[1])}">[{mark[1]}]</a>'
+        return opens if int(mark[1]) in numbers else mark[0]
 
-    return f'<div class="said">{re.sub(r"(?<=[ \]])\[(\d+)\]", link, escape(text))}</div>'
+    return '<div class="said">' + re.sub(r"(?<=[ \]])\[(\d+)\]", link, escape(text)) + "</div>"
 
 
 def place(number: int, passage: str, quotes: list[tuple[int, int]], tenant: str) -> str:
     "A passage in its document, closed until somebody opens it; the quotes are marked."
     opened = qa().passage(passage, tenant)
     a, b = opened.start, opened.end
-    return (f'<details class="place" id="source-{number}"><summary><b>[{number}]</b> {escape(opened.title)}</summary>'
-            f'<pre>{escape(opened.text[:a])}<span class="here">{marked(opened.text[a:b], quotes)}</span>{escape(opened.text[b:])}</pre></details>')
+    title = opened.heading if opened.heading.startswith(opened.title) else f"{opened.title}: {opened.heading}".removesuffix(": ")
+    text = f'{escape(opened.text[:a])}<span class="here">{marked(opened.text[a:b], quotes)}</span>{escape(opened.text[b:])}'
+    return (f'<details class="place" id="source-{number}" ontoggle="{TOGGLE}">'
+            f"<summary><b>[{number}]</b> {escape(title)}</summary><pre>{text}</pre></details>")
 
 
 def places(found: Grounded, tenant: str) -> str:
@@ -71,35 +81,42 @@ def places(found: Grounded, tenant: str) -> str:
 def took(found: Grounded) -> str:
     "Milliseconds by stage, and the cost."
     stages = " · ".join(f"{stage} {1000 * seconds:.0f} ms" for stage, seconds in found.seconds.items())
-    cost = "cost unknown" if found.cost is None else f"cost {found.cost:.4f}"
-    return f'<span class="quiet">{stages} · {cost} · answered by {escape(found.model or "nobody")}</span>'
+    cost = "unknown" if found.cost is None else f"{found.cost:.4f}"
+    return f'<div class="quiet">{stages} · cost {cost} · answered by {escape(found.model or "search alone")}</div>'
 
 
-def ask(question: str, source: str, request: gr.Request) -> Iterator[tuple[str, str, str]]:
-    "The answer as it comes, then its passages and what it took."
+def ask(question: str, source: str, request: gr.Request) -> Iterator[str]:
+    "The answer as it comes; at its end its passages, and what it took."
     if not question.strip():
         raise gr.Error("Write a question first.")
     text, stream = "", qa().stream(question, request.session_hash, source)
     for piece in stream:
         text += piece
-        yield said(text), "", ""
+        yield said(text)
     found = stream.result
-    yield said(found.text, {one.number for one in found.citations}), places(found, request.session_hash), took(found)
+    yield said(found.text, {one.number for one in found.citations}) + places(found, request.session_hash) + took(found)
 
 
 def mine(request: gr.Request) -> gr.CheckboxGroup:
     "The visitor's documents, to choose from."
-    listed = [(f"{one.title} ({one.passages} passages)", one.document) for one in qa().documents(request.session_hash)]
+    listed = []
+    for one in qa().documents(request.session_hash):
+        held = f", {one.held_back} held back" if one.held_back else ""
+        listed.append((f"{one.name}: {one.passages} passage{'s' * (one.passages != 1)}{held}", one.document))
     return gr.CheckboxGroup(listed, value=[], label="Your documents" if listed else "Your documents: none yet")
 
 
-def upload(files: list[str] | None, request: gr.Request) -> tuple[None, gr.CheckboxGroup]:
-    "Read files into the visitor's documents; what cannot be read is said and left out."
+def upload(files: list[str] | None, trusted: bool, request: gr.Request) -> tuple[None, gr.CheckboxGroup]:
+    "Read files into the visitor's documents. What cannot be read, and what gives orders, is said."
     for file in files or []:
         try:
-            qa().ingest(Path(file).name, Path(file).read_bytes(), request.session_hash)
+            done = qa().ingest(Path(file).name, Path(file).read_bytes(), request.session_hash, trusted)
         except ValueError as err:
-            gr.Warning(escape(str(err)), title="Not added")
+            gr.Warning(escape(str(err)), title="Not added", duration=30)
+            continue
+        if done.held_back:
+            why = f"not searched, because of orders to whoever answers: {escape(' ... '.join(done.orders)[:200])}"
+            gr.Warning(f"{escape(done.name)}: {done.held_back} of {done.passages} passages are {why}", duration=30)
     return None, mine(request)
 
 
@@ -119,23 +136,23 @@ def leave(request: gr.Request) -> None:
 def page() -> gr.Blocks:
     "The page: files on the left, question and answer on the right."
     with gr.Blocks(title="Document Q&A", analytics_enabled=False, delete_cache=(3600, 3600)) as blocks:
-        gr.HTML(f"<style>{STYLE}</style>", padding=False)
-        gr.Markdown("# Answers you can check\nEach sentence is quoted from a passage; a number opens that passage in its document. "
-                    "What the documents do not answer is refused. Nothing leaves this machine.")
+        gr.HTML(STYLE, padding=False)
+        gr.Markdown("# Answers you can check\nEach sentence is quoted from a passage, and its number opens that passage in its "
+                    "document. What the documents do not answer is refused. Nothing leaves this machine.")
         with gr.Row():
             with gr.Column(scale=1):
                 source = gr.Radio(SOURCES, value="all", label="Search in")
                 files = gr.File(label="Add files", file_count="multiple", file_types=TYPES, height=120)
+                trusted = gr.Checkbox(label="I have read them: leave out only passages with an order")
                 documents = gr.CheckboxGroup([], label="Your documents: none yet")
                 gone = gr.Button("Remove the ticked ones", size="sm")
                 gr.Markdown("Your files are seen by you only, and removed when you close the page.")
             with gr.Column(scale=2):
-                question = gr.Textbox(label="Question", lines=2, placeholder="Ask as you would ask a colleague ...", max_length=1_000)
-                go = gr.Button("Ask", variant="primary")
-                answer, sources, line = gr.HTML(), gr.HTML(), gr.HTML()
+                question = gr.Textbox(label="Question", lines=2, placeholder="Ask as you would ask a colleague", max_length=1_000)
+                go, answer = gr.Button("Ask", variant="primary"), gr.HTML()
                 gr.Examples(EXAMPLES, question, label="Try one; the last has no answer here")
-        gr.on([go.click, question.submit], ask, [question, source], [answer, sources, line])
-        files.upload(upload, files, [files, documents])
+        gr.on([go.click, question.submit], ask, [question, source], answer)
+        files.upload(upload, [files, trusted], [files, documents])
         gone.click(remove, documents, documents)
         blocks.load(mine, None, documents)
         blocks.unload(leave)
