@@ -15,10 +15,10 @@ from nlp_portfolio.cases.document_qa import DocumentQA
 from nlp_portfolio.llm.rag import Grounded, marked
 
 EXAMPLES = [
-    "How can a heap be built from an existing list and how fast is it?",
-    "Which function should I not use to make a temporary file name, because somebody else could create the file first?",
+    "Can I delete a directory with Path.unlink?",
+    "Does os.walk follow symbolic links to folders by default?",
     "are 1, 1.0 and True the same dictionary key?",
-    "queue: what does get_nowait do on an empty queue, and put_nowait on a full one?",
+    "What do removeprefix and removesuffix return if the string lacks the prefix or the suffix?",
     "How do I pin a package to an exact version with pip?",
 ]
 SOURCES = [("everything", "all"), ("my documents", "mine"), ("the Python documentation", "documentation")]
