@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SHARE', 'FREE', 'LONGEST_QUESTION', 'WEIGHT', 'STAGES', 'gives_orders', 'Guarded', 'guarded', 'cited_numbers',
-           'Claim', 'claims', 'word_share', 'shares_words', 'quote_of', 'best_quotes', 'links', 'check_claim', 'Prices',
+           'Claim', 'claims', 'links', 'word_share', 'shares_words', 'quote_of', 'best_quotes', 'check_claim', 'Prices',
            'Grounded', 'marked', 'snippets', 'RAG', 'is_exact', 'documentation_retriever', 'Ledger']
 
 # %% ../../nbs/7_llm/36_rag.ipynb #f0673f0f
@@ -35,13 +35,13 @@ from ..retrieval.documents import Hit, Passage, Retriever, Where, normalized
 from ..retrieval.hybrid import Bm25, Dense, Fused, MaxSim, Reranked, words
 from ..retrieval.index import Index
 
-# %% ../../nbs/7_llm/36_rag.ipynb #865062bb
+# %% ../../nbs/7_llm/36_rag.ipynb #e8612179
 @lru_cache(maxsize=2**14)
 def _order_words(text: str) -> tuple[frozenset[str], ...]:
     "The stems of each order in a text."
     return tuple(frozenset(words(order)) for order in orders(text))
 
-
+# %% ../../nbs/7_llm/36_rag.ipynb #2d356937
 def gives_orders(
     passage: Passage,  # found by search
     question: str,  # as it was asked
@@ -67,7 +67,7 @@ class Guarded:
                 return clean[:k]
             asked *= 2
 
-# %% ../../nbs/7_llm/36_rag.ipynb #c241d186
+# %% ../../nbs/7_llm/36_rag.ipynb #77b61036
 class _Mode:
     "One list of an index: by words or by meaning."
 
@@ -77,22 +77,27 @@ class _Mode:
     def search(self, query: str, k: int = 10, where: Where | None = None) -> list[Hit]:
         return self.index.search(query, k, where, mode=self.mode)
 
-
+# %% ../../nbs/7_llm/36_rag.ipynb #f3303b38
 def guarded(
     retriever: Retriever,  # of any kind
 ) -> Retriever:  # the same search, where passages that give orders do not count
-    "Guard each list before lists are fused or reranked, so that what is left out moves nothing else. Twice is once."
+    """Guard each list before lists are fused or reranked, so that what is left out moves nothing else. `Bm25` is built anew without the
+    passages that give orders, since they would change how rare a word is. An `Index` counts them there. Twice is once."""
     if isinstance(retriever, Guarded):
         return retriever
     if isinstance(retriever, Fused):
         return Fused([guarded(one) for one in retriever.retrievers], retriever.weights, retriever.depth, retriever.rrf_k)
     if isinstance(retriever, Reranked):
         return Reranked(guarded(retriever.retriever), retriever.scorer, retriever.depth, retriever.weight)
+    if isinstance(retriever, Bm25):
+        clean = [passage for passage in retriever.passages if not _order_words(passage.indexed)]
+        if clean and len(clean) < len(retriever.passages):
+            retriever = Bm25(clean, retriever.index.k1, retriever.index.b, retriever.tokens)
     if isinstance(retriever, Index):
         return Fused([Guarded(_Mode(retriever, mode)) for mode in ("bm25", "dense")], depth=50)
     return Guarded(retriever)
 
-# %% ../../nbs/7_llm/36_rag.ipynb #2676c4df
+# %% ../../nbs/7_llm/36_rag.ipynb #8f3be825
 _MARKER = re.compile(r"\s*[\[【]\s*(?:passages?\s*)?(\d{1,4}(?:\s*(?:,|;|-|–|and|&)\s*\d{1,4})*)\s*[\]】](?!\()", re.IGNORECASE)
 
 
@@ -106,7 +111,7 @@ def cited_numbers(
         found += range(int(first), min(int(last or first), most) + 1)
     return [number for number in dict.fromkeys(found) if 1 <= number <= most]
 
-
+# %% ../../nbs/7_llm/36_rag.ipynb #26feeab1
 def _is_code(text: str, mark: re.Match, passages: Sequence[Passage]) -> bool:
     "Whether brackets are an index in code: in backticks, or as part of a word that a passage has too, as in argv[1]."
     line = text[text.rfind("\n", 0, mark.start()) + 1 : mark.start()]
@@ -115,7 +120,7 @@ def _is_code(text: str, mark: re.Match, passages: Sequence[Passage]) -> bool:
     word = re.search(r"[\w.)\]]+$", line) if text[mark.start()] in "[【" else None
     return bool(word) and (mark[1] == "0" or any(word[0] + mark[0] in passage.text for passage in passages))
 
-# %% ../../nbs/7_llm/36_rag.ipynb #e09694e0
+# %% ../../nbs/7_llm/36_rag.ipynb #1853f806
 @dataclass(frozen=True)
 class Claim:
     "A sentence of a generated text without its markers, the numbers it cites, and what stands before it: nothing, a space or new lines."
@@ -142,20 +147,22 @@ def claims(
     return [Claim(plain[start:end], tuple(dict.fromkeys(found)), gap)
             for (start, end), found, gap in zip(spans, numbers, before, strict=True)]
 
-
+# %% ../../nbs/7_llm/36_rag.ipynb #90b3cba3
 def _without_markers(text: str, passages: Sequence[Passage]) -> tuple[str, list[tuple[int, list[int]]]]:
     "The text without its markers, and for each where it stood with its numbers."
     parts, marks, last, length = [], [], 0, 0
     for mark in _MARKER.finditer(text):
         if _is_code(text, mark, passages):
             continue
+        if marks and re.fullmatch(r"\s*(?:[,;&]|and)", text[last : mark.start()]):  # [1], [2]
+            last = mark.start()
         space = "\n" * mark[0][: len(mark[0]) - len(mark[0].lstrip())].count("\n")
         parts.append(text[last : mark.start()] + space)
         length, last = length + len(parts[-1]), mark.end()
         marks.append((length, cited_numbers(mark[1], len(passages))))
     return "".join([*parts, text[last:]]), marks
 
-
+# %% ../../nbs/7_llm/36_rag.ipynb #dd9055d5
 def _place(plain: str, spans: Sequence[tuple[int, int]], at: int, marked: set[int]) -> int | None:
     "The sentence that a marker at a position belongs to."
     after = next((i for i, (start, _) in enumerate(spans) if start >= at), len(spans))
@@ -169,7 +176,20 @@ def _place(plain: str, spans: Sequence[tuple[int, int]], at: int, marked: set[in
         return after
     return before
 
-# %% ../../nbs/7_llm/36_rag.ipynb #0ba6de35
+# %% ../../nbs/7_llm/36_rag.ipynb #f56dd1f2
+_LINK = re.compile(r"""\]\(\s*<?([^)>\s]*) | ([a-z][a-z0-9+.-]{1,20}://[^\s<>"'`\])]+) | (mailto:[^\s<>"'`\])]+) | (www\.[^\s<>"'`\])]+)
+    | \b((?:[a-z0-9-]+\.)+(?:com|org|net|io|dev|info|biz|co|ai|app|xyz|ru|cn|uk|de|eu|me|link|site|online|top)(?:/[^\s<>"'`\])]*)?)(?![\w.(])""",
+                   re.IGNORECASE | re.VERBOSE)
+
+
+def links(
+    text: str,  # of an answer or a passage
+) -> set[str]:  # lower case, without punctuation at the end
+    "The links of a text: addresses, and the targets of Markdown links whatever they are."
+    plain = "".join(sign for sign in as_text(text) if unicodedata.category(sign) != "Cf").lower()
+    return {next(filter(None, mark.groups()), "").rstrip(".,;:!?") for mark in _LINK.finditer(plain)}
+
+# %% ../../nbs/7_llm/36_rag.ipynb #825e945d
 SHARE = 0.6  # of a claim's content words, chosen on development data
 _FUNCTION = frozenset(words("""a about after all also an and any are as at be because been before being but by can could did do does
     doing for from had has have having he her here his how i if in into is it its itself just may me might more most my no nor not of on
@@ -189,7 +209,7 @@ def word_share(
     evidence: str,  # what it cites
 ) -> float:  # 0..1; 0 for a claim without content words, and when a number of the claim is not in the evidence
     "The share of a claim's content words that stand in its evidence. It does not see who did what to whom, nor a missing `not`."
-    wanted, there = _content(claim), _content(evidence)
+    wanted, there = _content(_LINK.sub(" ", claim)), _content(evidence)
     if not wanted or any(number not in there for number in wanted if number.isdigit()):
         return 0.0
     return len(wanted & there) / len(wanted)
@@ -221,19 +241,6 @@ def best_quotes(
     scored = lambda span: word_share(claim, passage.text[slice(*span)])
     found = [max(group, key=scored) for group in (spans, pairs) if group]
     return [quote_of(passage, *span, number) for span in found if span is found[0] or scored(span) > scored(found[0])]
-
-# %% ../../nbs/7_llm/36_rag.ipynb #f56dd1f2
-_LINK = re.compile(r"""\]\(\s*<?([^)>\s]*) | ([a-z][a-z0-9+.-]{1,20}://[^\s<>"'`\])]+) | (mailto:[^\s<>"'`\])]+) | (www\.[^\s<>"'`\])]+)
-    | \b((?:[a-z0-9-]+\.)+(?:com|org|net|io|dev|info|biz|co|ai|app|xyz|ru|cn|uk|de|eu|me|link|site|online|top)(?:/[^\s<>"'`\])]*)?)(?![\w.(])""",
-                   re.IGNORECASE | re.VERBOSE)
-
-
-def links(
-    text: str,  # of an answer or a passage
-) -> set[str]:  # lower case, without punctuation at the end
-    "The links of a text: addresses, and the targets of Markdown links whatever they are."
-    plain = "".join(sign for sign in as_text(text) if unicodedata.category(sign) != "Cf").lower()
-    return {next(filter(None, mark.groups()), "").rstrip(".,;:!?") for mark in _LINK.finditer(plain)}
 
 # %% ../../nbs/7_llm/36_rag.ipynb #629075e6
 def check_claim(
@@ -274,7 +281,7 @@ class Prices:
 
 FREE = Prices()
 
-# %% ../../nbs/7_llm/36_rag.ipynb #1619be3b
+# %% ../../nbs/7_llm/36_rag.ipynb #a2acf88a
 @dataclass(frozen=True)
 class Grounded:
     """An answer with everything needed to check it: for each citation, `quote == passages[number - 1].text[start:end]`. `nearest` are the
@@ -297,7 +304,7 @@ class Grounded:
     def _repr_html_(self) -> str:
         return snippets(self)
 
-
+# %% ../../nbs/7_llm/36_rag.ipynb #59e16934
 def marked(
     text: str,  # of a passage
     spans: Iterable[tuple[int, int]],  # what is quoted
@@ -310,7 +317,7 @@ def marked(
     parts = [text[a:b] for a, b in zip([0, *cuts], [*cuts, len(text)], strict=True)]
     return "".join(f"<mark>{html.escape(part)}</mark>" if i % 2 else html.escape(part) for i, part in enumerate(parts))
 
-
+# %% ../../nbs/7_llm/36_rag.ipynb #f10bba49
 def snippets(
     grounded: Grounded,  # an answer
     shown: int = 3,  # nearest passages under a refusal
@@ -326,7 +333,17 @@ def snippets(
         f"<p>[{number}] <b>{html.escape(passage.title)}</b></p><pre style='white-space: pre-wrap'>{marked(passage.text, spans[number])}</pre>"
         for number in numbers for passage in [grounded.passages[number - 1]])
 
-# %% ../../nbs/7_llm/36_rag.ipynb #9e26a959
+# %% ../../nbs/7_llm/36_rag.ipynb #ab8f75e2
+def _with_numbers(found: Sequence[Claim], at: int) -> Claim:
+    "A sentence; without a marker it has those of the next one in its paragraph."
+    for later in found[at:]:
+        if later is not found[at] and "\n\n" in later.before:
+            break
+        if later.numbers:
+            return replace(found[at], numbers=later.numbers)
+    return found[at]
+
+# %% ../../nbs/7_llm/36_rag.ipynb #010e4544
 class _Checker:
     "Checks a free text while it is written. What was given out is never taken back."
 
@@ -345,16 +362,11 @@ class _Checker:
             self.refused = True
         ends = len(found) if last else max((i + 1 for i, one in enumerate(found[:-1]) if one.numbers), default=0)
         for at in range(self.done, ends if not self.refused else 0):
-            yield from self._one(found, at)
+            yield from self._one(_with_numbers(found, at))
         self.done = max(self.done, ends)
 
-    def _one(self, found: Sequence[Claim], at: int) -> Iterator[str]:
-        "One sentence, if it holds. Without a marker it is checked against the next one of its paragraph."
-        claim = found[at]
-        for later in found[at + 1 :] if not claim.numbers else ():
-            if "\n\n" in later.before or claim.numbers:
-                break
-            claim = replace(claim, numbers=later.numbers)
+    def _one(self, claim: Claim) -> Iterator[str]:
+        "One sentence, if it holds."
         good = check_claim(claim, self.passages, self.supports)
         if not good:
             self.dropped.append(claim.text)
@@ -381,7 +393,7 @@ class _Clock:
     def total(self) -> dict[str, float]:
         return {**self.seconds, "total": sum(self.seconds.values())}
 
-# %% ../../nbs/7_llm/36_rag.ipynb #ee531b76
+# %% ../../nbs/7_llm/36_rag.ipynb #78c5e224
 LONGEST_QUESTION = 4_000  # characters
 
 
@@ -416,52 +428,57 @@ class RAG:
         "The answer sentence by sentence, each one checked before it is given out; `.result` is the Grounded."
         if len(as_text(question)) > LONGEST_QUESTION:
             raise ValueError(f"a question has at most {LONGEST_QUESTION:,} characters, this one has {len(question):,}: ask something shorter")
-        return Stream(self._pieces(question, where))
+        return Stream(_pieces(self, question, where))
 
-    def _pieces(self, question: str, where: Where | None) -> Iterator[str]:
-        clock = _Clock()
-        hits = clock.run("retrieve", lambda: self.retriever.search(question, self.k, where))
-        found = Grounded(question, REFUSAL, passages=tuple(hit.passage for hit in hits), refused=True, nearest=tuple(hits[:5]),
-                         seconds=clock.total(), prompt_tokens=0, completion_tokens=0, cost=0.0)
-        if not hits:
-            yield REFUSAL
-            return found
-        prompt = Prompt(question, found.passages) if self.system is None else Prompt(question, found.passages, self.system)
-        stream = self.generator.stream(prompt, max_tokens=self.max_tokens)
-        work = self._quoted if isinstance(self.generator, Quoting) else self._written
-        try:
-            found = yield from work(found, stream, clock)
-        finally:
-            stream.close()
-        made: Generation = stream.result
-        return replace(found, model=made.model, seconds=clock.total(), prompt_tokens=made.prompt_tokens,
-                       completion_tokens=made.completion_tokens, cost=self.prices.cost(made.prompt_tokens, made.completion_tokens))
+# %% ../../nbs/7_llm/36_rag.ipynb #54668f0a
+def _pieces(rag: RAG, question: str, where: Where | None) -> Iterator[str]:
+    "Search, then the sentences of the answer; gives back the Grounded."
+    clock = _Clock()
+    hits = clock.run("retrieve", lambda: rag.retriever.search(question, rag.k, where))
+    found = Grounded(question, REFUSAL, passages=tuple(hit.passage for hit in hits), refused=True, nearest=tuple(hits[:5]),
+                     seconds=clock.total(), prompt_tokens=0, completion_tokens=0, cost=0.0)
+    if not hits:
+        yield REFUSAL
+        return found
+    prompt = Prompt(question, found.passages) if rag.system is None else Prompt(question, found.passages, rag.system)
+    stream = rag.generator.stream(prompt, max_tokens=rag.max_tokens)
+    try:
+        if isinstance(rag.generator, Quoting):
+            found = yield from _quoted(found, stream, clock)
+        else:
+            found = yield from _written(found, stream, clock, rag.supports)
+    finally:
+        stream.close()
+    made = stream.result
+    seen = max([made.passages, *(one.number for one in found.citations)])
+    return replace(found, model=made.model, passages=found.passages[:seen], seconds=clock.total(), prompt_tokens=made.prompt_tokens,
+                   completion_tokens=made.completion_tokens, cost=rag.prices.cost(made.prompt_tokens, made.completion_tokens))
 
-    def _quoted(self, found: Grounded, stream: Stream, clock: _Clock) -> Iterator[str]:
-        "Sentences of the passages: right by making, and looked at all the same."
-        while (piece := clock.run("generate", lambda: next(stream, None))) is not None:
-            yield piece
-        answer = stream.result
-        exact = clock.run("check", lambda: all(is_exact(one, found.passages) for one in answer.citations))
-        if not exact:
-            raise RuntimeError("a quote does not stand in its passage: the generator or the passages changed while it wrote")
-        return replace(found, text=answer.text, citations=answer.citations, refused=not answer.citations)
-
-    def _written(self, found: Grounded, stream: Stream, clock: _Clock) -> Iterator[str]:
-        "A free text, of which only what holds is given out."
-        checker, text, piece = _Checker(found.passages, self.supports), "", ""
-        while piece is not None and not checker.refused:
-            piece = clock.run("generate", lambda: next(stream, None))
-            text += piece or ""
-            if piece is None or re.search(r"[.!?\n\]】]", piece):
-                yield from clock.run("check", lambda: list(checker.feed(text, last=piece is None)))
-        clock.run("generate", lambda: deque(stream, maxlen=0))  # a refusal is read to its end, for its token counts
-        if not checker.said:
-            yield REFUSAL
-        return replace(found, text=checker.said or REFUSAL, citations=tuple(checker.citations), refused=not checker.said,
-                       dropped=tuple(checker.dropped))
+# %% ../../nbs/7_llm/36_rag.ipynb #8fa44d08
+def _quoted(found: Grounded, stream: Stream, clock: _Clock) -> Iterator[str]:
+    "Sentences of the passages: right by making, and looked at all the same."
+    while (piece := clock.run("generate", lambda: next(stream, None))) is not None:
+        yield piece
+    answer = stream.result
+    if not clock.run("check", lambda: all(is_exact(one, found.passages) for one in answer.citations)):
+        raise RuntimeError("a quote does not stand in its passage: the generator or the passages changed while it wrote")
+    return replace(found, text=answer.text, citations=answer.citations, refused=not answer.citations)
 
 
+def _written(found: Grounded, stream: Stream, clock: _Clock, supports: Callable[[str, str], bool]) -> Iterator[str]:
+    "A free text, of which only what holds is given out. A refusal is read to its end, for its token counts."
+    checker, text, piece = _Checker(found.passages, supports), "", ""
+    while piece is not None:
+        piece = clock.run("generate", lambda: next(stream, None))
+        text += piece or ""
+        if piece is None or (not checker.refused and re.search(r"[.!?\n\]】]", piece)):
+            yield from clock.run("check", lambda: list(checker.feed(text, last=piece is None)))
+    if not checker.said:
+        yield REFUSAL
+    return replace(found, text=checker.said or REFUSAL, citations=tuple(checker.citations), refused=not checker.said,
+                   dropped=tuple(checker.dropped))
+
+# %% ../../nbs/7_llm/36_rag.ipynb #c304bc58
 def is_exact(
     citation: Citation,  # of an answer
     passages: Sequence[Passage],  # numbered from 1
@@ -472,7 +489,7 @@ def is_exact(
     passage = passages[citation.number - 1]
     return passage.id == citation.passage and bool(citation.quote) and passage.text[citation.start : citation.end] == citation.quote
 
-# %% ../../nbs/7_llm/36_rag.ipynb #777a8525
+# %% ../../nbs/7_llm/36_rag.ipynb #0236ea28
 WEIGHT = 0.3  # of BM25, chosen on the development questions in lesson 33
 
 
@@ -482,13 +499,40 @@ def documentation_retriever(
 ) -> Retriever:
     "The search of lesson 33 over this Python's documentation: BM25 and MiniLM fused by score, built once a process."
     found = passages()
-    hybrid = Fused([Bm25(found), Dense(found)], weights=(WEIGHT, 1 - WEIGHT))
+    clean = [passage for passage in found if not _order_words(passage.indexed)]
+    hybrid = Fused([Bm25(clean), Dense(found)], weights=(WEIGHT, 1 - WEIGHT))
     return Reranked(hybrid, MaxSim(), rerank) if rerank else hybrid
 
-# %% ../../nbs/7_llm/36_rag.ipynb #d85d9c52
+# %% ../../nbs/7_llm/36_rag.ipynb #51549269
 STAGES = ("retrieve", "generate", "check", "total")
 
 
+def _row(grounded: Grounded, key: bytes) -> dict[str, Any]:
+    "What a ledger keeps of an answer."
+    name = hmac.new(key, grounded.question.encode("utf-8", "surrogatepass"), hashlib.sha256).hexdigest()[:32]
+    return {"at": datetime.now(UTC).isoformat(timespec="milliseconds"), "model": grounded.model, "question": name,
+            "chars": len(grounded.question), **{f"{stage}_s": round(grounded.seconds.get(stage, 0.0), 6) for stage in STAGES},
+            "prompt_tokens": grounded.prompt_tokens, "completion_tokens": grounded.completion_tokens, "cost": grounded.cost,
+            "refused": grounded.refused, "citations": len(grounded.citations), "dropped": len(grounded.dropped)}
+
+# %% ../../nbs/7_llm/36_rag.ipynb #9a914a0d
+def _mean(values: Iterable[float | None]) -> float | None:
+    "The mean of those that are known; None where none is."
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None
+
+
+def _summary(rows: Sequence[Mapping[str, Any]], prices: Prices | None) -> dict[str, float | int | None]:
+    "Rows in numbers."
+    costs = [row["cost"] if prices is None else prices.cost(row["prompt_tokens"], row["completion_tokens"]) for row in rows]
+    cost = _mean(costs)
+    times = {f"{stage}_p{percent}_ms": 1000 * float(np.percentile([row[f"{stage}_s"] for row in rows], percent))
+             for stage in STAGES for percent in (50, 95)}
+    tokens = {name: _mean(row[name] for row in rows) for name in ("prompt_tokens", "completion_tokens")}
+    return {"requests": len(rows), "refused": _mean(row["refused"] for row in rows), **times, **tokens,
+            "cost_per_1000": None if cost is None else 1000 * cost}
+
+# %% ../../nbs/7_llm/36_rag.ipynb #82c64d1a
 class Ledger:
     """One row a request: when, which model, seconds by stage, tokens, cost, whether it was refused, and of the question its length and a
     keyed hash. No text. Safe to use from several threads."""
@@ -506,13 +550,12 @@ class Ledger:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self.path.touch(mode=0o600)
 
+    def __len__(self) -> int:
+        return len(self.rows)
+
     def add(self, grounded: Grounded) -> dict[str, Any]:
-        "Write the row of an answer."
-        name = hmac.new(self._key, grounded.question.encode("utf-8", "surrogatepass"), hashlib.sha256).hexdigest()[:32]
-        row = {"at": datetime.now(UTC).isoformat(timespec="milliseconds"), "model": grounded.model, "question": name,
-               "chars": len(grounded.question), **{f"{stage}_s": round(grounded.seconds.get(stage, 0.0), 6) for stage in STAGES},
-               "prompt_tokens": grounded.prompt_tokens, "completion_tokens": grounded.completion_tokens, "cost": grounded.cost,
-               "refused": grounded.refused, "citations": len(grounded.citations), "dropped": len(grounded.dropped)}
+        "Write the row of an answer; it is in the file when this returns."
+        row = _row(grounded, self._key)
         with self._lock:
             self.rows.append(row)
             if self.path:
@@ -520,21 +563,14 @@ class Ledger:
                     file.write(json.dumps(row) + "\n")
         return row
 
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def summary(self) -> dict[str, float | int | None]:
+    def summary(
+        self,
+        prices: Prices | None = None,  # what the same tokens would cost; None: the costs as they were added
+    ) -> dict[str, float | int | None]:
         """Requests, share refused, p50 and p95 of each stage in milliseconds, mean tokens, and the cost of 1,000 requests, None where
         no request had a known one. Raises ValueError for an empty ledger."""
         with self._lock:
             rows = list(self.rows)
         if not rows:
             raise ValueError("the ledger is empty: add an answer first")
-        mean = lambda name: float(np.mean(known)) if (known := [row[name] for row in rows if row[name] is not None]) else None
-        found = {"requests": len(rows), "refused": mean("refused")}
-        for stage in STAGES:
-            for percent in (50, 95):
-                found[f"{stage}_p{percent}_ms"] = 1000 * float(np.percentile([row[f"{stage}_s"] for row in rows], percent))
-        cost = mean("cost")
-        return found | {"prompt_tokens": mean("prompt_tokens"), "completion_tokens": mean("completion_tokens"),
-                        "cost_per_1000": None if cost is None else 1000 * cost}
+        return _summary(rows, prices)
