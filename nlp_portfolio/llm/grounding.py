@@ -6,10 +6,10 @@
 __all__ = ['BUCKETS', 'TARGETS', 'exact', 'CitationScores', 'citation_scores', 'rated_answers', 'helpfulness', 'groundedness',
            'found_at', 'bucket', 'evaluate', 'summary', 'failure_log', 'Checked', 'fact_check', 'disclaimer']
 
-# %% ../../nbs/7_llm/37_rag_eval.ipynb #173b7da5
+# %% ../../nbs/7_llm/37_rag_eval.ipynb #abf038eb
+import json
 import math
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -17,14 +17,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-# %% ../../nbs/7_llm/37_rag_eval.ipynb #d6738ee0
+# %% ../../nbs/7_llm/37_rag_eval.ipynb #fbc16b14
 from ..course.datasets import as_text
 from ..course.settings import active
 from .generators import Citation, is_gold, sentence_spans
-from .judge import Judge
+from .judge import Judge, best_evidence
 from .rag import RAG, Grounded, Ledger, claims, is_exact
 from ..retrieval.corpus import Question
-from ..retrieval.documents import Passage, Retriever, quotes
+from ..retrieval.documents import Passage, Retriever, normalized, quotes
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -69,15 +69,13 @@ def citation_scores(
                           _share(exact(one, grounded.passages) for one in grounded.citations),
                           _share(bool(holds & set(claim.numbers)) for claim in said))
 
-# %% ../../nbs/7_llm/37_rag_eval.ipynb #37084e6b
+# %% ../../nbs/7_llm/37_rag_eval.ipynb #f9294772
 def rated_answers() -> list[dict[str, Any]]:
     "The sixty rated answers: question id, text, refused, cited and nearest texts, and the marks of two passes, `first` and `second`."
-    import json
-
     file = Path(str(resources.files("nlp_portfolio") / "data" / "grounding" / "helpfulness.jsonl"))
     return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
 
-# %% ../../nbs/7_llm/37_rag_eval.ipynb #edc639f9
+# %% ../../nbs/7_llm/37_rag_eval.ipynb #135cf14f
 def _there(passages: Iterable[Passage], gold: Sequence[str]) -> bool:
     "Whether a passage holds a gold quote."
     return any(quotes(passage.text, quote) for passage in passages for quote in gold)
@@ -107,12 +105,14 @@ def groundedness(
     grounded: Grounded,  # an answer
     judge: Judge,  # who decides
 ) -> float:  # the judge's probability for the weakest sentence; NaN for a refusal
-    "How well the answer's sentences are supported by the quotes they cite. An answer is as good as its weakest sentence."
+    "How well an answer's sentences are supported by the quotes they cite: its weakest sentence. A quote supports itself."
     if grounded.refused:
         return math.nan
     said = claims(grounded.text, grounded.passages)
-    evidence = [" ".join(one.quote for one in grounded.citations if one.number in claim.numbers) for claim in said]
-    return float(judge.score([(claim.text, found) for claim, found in zip(said, evidence, strict=True)]).min())
+    cited = [[one.quote for one in grounded.citations if one.number in claim.numbers] for claim in said]
+    free = [(claim.text, " ".join(those)) for claim, those in zip(said, cited, strict=True)
+            if normalized(claim.text) not in map(normalized, those)]
+    return float(judge.score(free).min()) if free else 1.0
 
 # %% ../../nbs/7_llm/37_rag_eval.ipynb #38358525
 BUCKETS = ("right", "retrieval missed", "wrong sentence", "incomplete", "refused though answerable", "answered though unanswerable",
@@ -233,7 +233,7 @@ def _plain(text: str) -> str:
     text = " ".join(text.split())
     return f"'{text}" if text[:1] in ("=", "+", "-", "@") else text
 
-# %% ../../nbs/7_llm/37_rag_eval.ipynb #8b37c711
+# %% ../../nbs/7_llm/37_rag_eval.ipynb #d1b3e783
 @dataclass(frozen=True)
 class Checked:
     "A sentence with the evidence that supports it best. `verdict` is `supported` or `not found`; `score` is the judge's probability."
@@ -261,8 +261,6 @@ def fact_check(
 
 def _checked(sentence: str, passages: Sequence[Passage], judge: Judge) -> Checked:
     "The passage that supports a sentence best, and the sentences of it that were read."
-    from nlp_portfolio.llm.judge import best_evidence
-
     if not passages:
         return Checked(sentence, "not found", 0.0, None, "")
     scores = judge.score([(sentence, passage.text) for passage in passages])

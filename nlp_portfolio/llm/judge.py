@@ -148,7 +148,7 @@ def _log_odds(model: "EncoderClassifier", pairs: Sequence[tuple[str, str]]) -> n
     logits = predict_logits(model, [_joined(*pair) for pair in pairs], 32).astype(float)
     return logits[:, 1] - logits[:, 0]
 
-# %% ../../nbs/course/llm/judge.ipynb #e9783006
+# %% ../../nbs/course/llm/judge.ipynb #ed7f14d3
 class Judge:
     """Says how probable it is that evidence supports all of a claim. `weights` are the regression's numbers from the card, `model` is
     the encoder, loaded at the first use: `Judge.load()` takes the shipped ones."""
@@ -157,13 +157,16 @@ class Judge:
         self.weights, self._model, self.threshold = weights, model, float(weights["threshold"])
 
     @classmethod
-    def load(cls, folder: Path | str = "groundedness") -> "Judge":
-        "The shipped judge, or one that `train_judge` saved. Raises ValueError for a card that is not a judge's."
+    def load(cls, folder: Path | str = "groundedness", witness: str = "both") -> "Judge":
+        """The shipped judge, or one that `train_judge` saved. `witness` is both, signals (no network is loaded) or encoder. Raises ValueError
+        for a card that is not a judge's and for another witness."""
         from nlp_portfolio.neural.lora import load_adapter, read_card
 
         if "judge" not in (card := read_card(folder)):
             raise ValueError("this adapter's card has no judge: train_judge writes one")
-        return cls(card["judge"]["both"], lambda: _for_pairs(load_adapter(folder)))
+        if witness not in card["judge"]:
+            raise ValueError(f"unknown witness {witness!r}: choose one of {', '.join(sorted(card['judge']))}")
+        return cls(card["judge"][witness], lambda: _for_pairs(load_adapter(folder)))
 
     @property
     def model(self) -> "EncoderClassifier":
@@ -179,7 +182,8 @@ class Judge:
         empty = np.array([not (_words(claim) and _words(evidence)) for claim, evidence in pairs], dtype=bool)
         if not len(pairs) or empty.all():
             return np.zeros(len(pairs))
-        return np.where(empty, 0.0, expit(_linear(self.weights, _table(pairs, _log_odds(self.model, pairs)))))
+        said = _log_odds(self.model, pairs) if "encoder" in self.weights["names"] else np.zeros(len(pairs))
+        return np.where(empty, 0.0, expit(_linear(self.weights, _table(pairs, said))))
 
     def supports(self, claim: str, evidence: str) -> bool:
         "Whether the probability reaches the threshold that was chosen on development data."
