@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['TENANT', 'SOURCES', 'MAX_QUESTION', 'SHORT', 'AROUND', 'FILE', 'MOST', 'DEPTH', 'tenant_name', 'readable_question',
-           'Kept', 'Ingested', 'Opened', 'TooMany', 'held_back', 'opened', 'DocumentQA']
+           'Kept', 'Ingested', 'Opened', 'TooMany', 'NotThere', 'held_back', 'opened', 'as_answer', 'log_note',
+           'DocumentQA']
 
 # %% ../../nbs/course/cases/document_qa.ipynb #ea099ec0
 import json
@@ -35,7 +36,7 @@ from ..retrieval.index import Index
 from ..retrieval.ingest import Limits, read_bytes
 from ..retrieval.vectors import embed, embed_query
 
-# %% ../../nbs/course/cases/document_qa.ipynb #44d04c0b
+# %% ../../nbs/course/cases/document_qa.ipynb #021c43d2
 TENANT = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,62}[A-Za-z0-9])?")
 SOURCES = ("all", "mine", "documentation")
 MAX_QUESTION = 2_000  # characters of a question that are read
@@ -46,7 +47,7 @@ def tenant_name(
 ) -> str:  # the same
     "A tenant's name, if it is one. Raises ValueError, TypeError for what is no text."
     if not TENANT.fullmatch(as_text(name)):
-        raise ValueError("a tenant's name has 1 to 64 letters a-z, digits, '.', '_' or '-', the first and the last a letter or digit")
+        raise ValueError("a tenant's name has 1 to 64 plain letters, digits, '.', '_' or '-'; the first and the last are a letter or a digit")
     return name
 
 
@@ -113,7 +114,7 @@ class _Texts:
         found = self.rows(f"SELECT id, document FROM passages WHERE tenant = ? AND held IS NULL AND id IN ({marks})", tenant, *ids)
         return {row["id"]: row["document"] for row in found}
 
-# %% ../../nbs/course/cases/document_qa.ipynb #969a2e22
+# %% ../../nbs/course/cases/document_qa.ipynb #23a92af0
 @dataclass(frozen=True)
 class Kept:
     "A document of a tenant. `held_back` passages are not searched, because they give orders to whoever answers."
@@ -157,6 +158,13 @@ class Opened:
 
 class TooMany(ValueError):
     "A tenant has as many documents as it may have."
+
+
+class NotThere(KeyError):
+    "There is no such passage for this tenant."
+
+    def __str__(self) -> str:
+        return self.args[0]
 
 # %% ../../nbs/course/cases/document_qa.ipynb #a0598b6e
 SHORT = 10  # passages: a document up to this length with an order in it is held back whole
@@ -240,7 +248,30 @@ def _documentation() -> tuple[dict[str, Document], dict[str, Passage]]:
     "Documents and passages of the documentation by id."
     return ({document.id: document for document in corpus.documentation()}, {passage.id: passage for passage in corpus.passages()})
 
-# %% ../../nbs/course/cases/document_qa.ipynb #d2db5c0e
+# %% ../../nbs/course/cases/document_qa.ipynb #3a1be3c7
+def as_answer(
+    found: Grounded,  # an answer or a refusal
+    shown: int = 300,  # characters of a nearest passage
+) -> dict[str, Any]:  # plain values, ready for JSON
+    "What a client needs to show an answer: text, citations with their quotes, and for a refusal the nearest passages."
+    where = {number: passage for number, passage in enumerate(found.passages, 1)}
+    cited = [{"number": one.number, "passage": one.passage, "start": one.start, "end": one.end, "quote": one.quote,
+              "title": where[one.number].title, "document": where[one.number].document} for one in found.citations]
+    near = [{"passage": hit.passage.id, "title": hit.passage.title, "document": hit.passage.document, "score": float(hit.score),
+             "text": hit.passage.text[:shown]} for hit in found.nearest]
+    return {"answer": found.text, "refused": found.refused, "citations": cited, "nearest": near if found.refused else [],
+            "dropped": len(found.dropped), "model": found.model, "seconds": {key: round(value, 6) for key, value in found.seconds.items()},
+            "prompt_tokens": found.prompt_tokens, "completion_tokens": found.completion_tokens, "cost": found.cost}
+
+
+def log_note(
+    answer: Mapping[str, Any],  # of `as_answer`
+) -> str:  # JSON without any text of question or answer
+    "What a request log may keep of an answer: model, citations, refusal, tokens, cost, seconds."
+    kept = {key: answer[key] for key in ("model", "refused", "dropped", "prompt_tokens", "completion_tokens", "cost", "seconds")}
+    return json.dumps(kept | {"citations": len(answer["citations"])})
+
+# %% ../../nbs/course/cases/document_qa.ipynb #e80ec85c
 FILE = Limits(max_bytes=10_000_000, max_characters=1_000_000, max_pages=500, max_unpacked=30_000_000)
 MOST = 1_000  # documents of a tenant
 DEPTH = 30  # hits of each list that is fused
@@ -289,14 +320,14 @@ class DocumentQA:
         id: str,  # of a passage: `Citation.passage`
         tenant: str,  # who asks
     ) -> Opened:
-        "A passage in its document. Raises KeyError where this tenant has none with this id, or has no longer."
+        "A passage in its document. Raises NotThere where this tenant has none with this id, or has no longer."
         if found := self._texts.rows("SELECT p.start, p.end, p.title AS heading, d.document, d.title, d.text FROM passages p JOIN documents d "
                                      "USING (tenant, document) WHERE p.tenant = ? AND p.id = ?", tenant_name(tenant), as_text(id)):
             row = found[0]
             return opened(row["document"], row["title"], row["text"].decode("utf-8"), row["start"], row["end"], row["heading"])
         documents, passages = _documentation() if self._shared else ({}, {})
         if id not in passages:
-            raise KeyError("there is no such passage: its document was removed or replaced since, or is another tenant's")
+            raise NotThere("there is no such passage: its document may have been removed or replaced since")
         passage = passages[id]
         document = documents[passage.document]
         return opened(document.id, document.title, document.text, passage.start, passage.end, passage.title)

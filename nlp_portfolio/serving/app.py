@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['Stream', 'logger', 'ROUTES', 'REQUEST', 'REPLY', 'DETAIL', 'EVENT', 'REFUSED', 'Limits', 'refusal', 'read_body',
-           'read_json', 'read_texts', 'read_deadline', 'ClientGone', 'unless_gone', 'Service', 'as_refusal', 'plain',
-           'as_json', 'events', 'Watch', 'create_app', 'listening', 'serve', 'BackgroundServer']
+           'read_json', 'read_texts', 'read_deadline', 'ClientGone', 'unless_gone', 'Jobs', 'Service', 'as_refusal',
+           'plain', 'as_json', 'Said', 'answering', 'Event', 'events', 'streamed', 'streaming', 'Watch', 'described',
+           'create_app', 'listening', 'serve', 'BackgroundServer']
 
-# %% ../../nbs/course/serving/app.ipynb #32b88369
+# %% ../../nbs/course/serving/app.ipynb #0e7d2560
 import asyncio
 import gc
 import json
@@ -22,10 +23,12 @@ import time
 import traceback
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from queue import SimpleQueue
+from typing import Any, NamedTuple
 
 import uvicorn
 from fastapi import FastAPI, HTTPException, Request
@@ -37,12 +40,13 @@ from .cache import AnswerCache
 from .metrics import Metrics
 from .request_log import Entry, RequestLog
 
-# %% ../../nbs/course/serving/app.ipynb #f33ca85f
+# %% ../../nbs/course/serving/app.ipynb #882496ab
 @dataclass(frozen=True)
 class Limits:
     """Bounds of a service. Over `texts`, `text_chars` (each) or `body_bytes` a request is refused with 413; `deadline_s` is for
-    a whole request, `token_s` for each token of a stream, `body_s` for sending the body; `streams` run at the same time. A
-    batch that runs longer than `stuck_s` makes the service unhealthy; at the end `drain_s` is for what is under way."""
+    a whole request, `token_s` for each token of a stream, `body_s` for sending the body; `streams` run at the same time. Of
+    a project's own routes `jobs` are worked on at a time and `waiting` wait. A batch that runs longer than `stuck_s` makes the
+    service unhealthy; at the end `drain_s` is for what is under way."""
 
     texts: int = 64
     text_chars: int = 20_000
@@ -50,6 +54,8 @@ class Limits:
     deadline_s: float = 2.0
     body_s: float = 10.0
     streams: int = 4
+    jobs: int = 1
+    waiting: int = 32
     token_s: float = 30.0
     stuck_s: float = 30.0
     drain_s: float = 10.0
@@ -63,7 +69,7 @@ def refusal(
     "An answer that says no."
     return HTTPException(status, detail, {"Retry-After": str(retry_after)} if retry_after else None)
 
-# %% ../../nbs/course/serving/app.ipynb #53cbafc0
+# %% ../../nbs/course/serving/app.ipynb #f8074275
 async def read_body(
     request: Request,
     limits: Limits,
@@ -87,6 +93,8 @@ async def read_body(
 
 def read_json(
     body: bytes,
+    needed: Sequence[str] = ("text",),  # fields there must be
+    allowed: Sequence[str] = (),  # and those there may be
 ) -> dict[str, Any]:
     "The JSON object of a body. Raises 422 for anything else, nesting too deep for the parser included."
     try:
@@ -95,8 +103,9 @@ def read_json(
         raise refusal(422, "the JSON is nested too deep") from err
     except ValueError as err:  # UnicodeDecodeError is one
         raise refusal(422, "the body is not valid JSON") from err
-    if not isinstance(value, dict) or set(value) != {"text"}:
-        raise refusal(422, 'the body must be a JSON object with the one field "text"')
+    if not isinstance(value, dict) or not set(needed) <= set(value) <= {*needed, *allowed}:
+        names = f'the one field "{needed[0]}"' if len(needed) == 1 and not allowed else f"the fields {', '.join(needed)}"
+        raise refusal(422, f"the body must be a JSON object with {names}" + f" (and {', '.join(allowed)} if you like)" * bool(allowed))
     return value
 
 # %% ../../nbs/course/serving/app.ipynb #33ef5a4d
@@ -154,13 +163,63 @@ async def unless_gone(
         gone.cancel()
         task.cancel()
 
-# %% ../../nbs/course/serving/app.ipynb #be73194a
+# %% ../../nbs/course/serving/app.ipynb #60f5ee9f
+class Jobs:
+    "Work in threads: `workers` at a time, `waiting` more wait, others meet QueueFull. `open` counts what runs and what waits."
+
+    def __init__(self, workers: int, waiting: int):
+        self.workers, self.waiting, self.open = workers, waiting, 0
+        self._queue: SimpleQueue[tuple[Future, Callable[[], Any]] | None] = SimpleQueue()
+        self._lock = threading.Lock()
+
+    def start(self) -> None:
+        "Start the threads."
+        for number in range(self.workers):
+            threading.Thread(target=self._work, daemon=True, name=f"job-{number}").start()
+
+    def stop(self) -> None:
+        "End each thread after what was handed over before."
+        for _ in range(self.workers):
+            self._queue.put(None)
+
+    async def run(self, work: Callable[[], Any], deadline_s: float) -> Any:
+        "What the work returns or raises. Raises QueueFull at once, DeadlineExceeded when it takes too long."
+        future: Future = Future()
+        with self._lock:
+            if self.open >= self.workers + self.waiting:
+                raise QueueFull(1)
+            self.open += 1
+        future.add_done_callback(self._closed)
+        self._queue.put((future, work))
+        try:
+            async with asyncio.timeout(deadline_s):
+                return await asyncio.wrap_future(future)
+        except TimeoutError:
+            raise DeadlineExceeded from None
+
+    def _closed(self, future: Future) -> None:
+        with self._lock:
+            self.open -= 1
+
+    def _work(self) -> None:
+        while (job := self._queue.get()) is not None:
+            future, work = job
+            if not future.set_running_or_notify_cancel():
+                continue
+            try:
+                future.set_result(work())
+            except BaseException as err:  # handed to whoever waits for it
+                future.set_exception(err)
+            del future, work, job  # nothing of a request stays while the thread waits for the next
+
+# %% ../../nbs/course/serving/app.ipynb #ef2f25ea
 Stream = Callable[[str], Iterator[str]]  # a text to the pieces of its answer
 
 
 @dataclass(eq=False)
 class Service:
-    "What an app stands on. `closing` is set when the process was told to end; `streaming` counts open streams."
+    """What an app stands on. `closing` is set when the process was told to end; `streaming` counts open streams; `tools` is what
+    `prepare` returned, for the routes of a project, and `refuse` says what an error of its library means over HTTP."""
 
     name: str
     limits: Limits
@@ -171,6 +230,9 @@ class Service:
     fallback: Callable[[str], Any] | None = None
     note: Callable[[Any], str] | None = None
     stream: Stream | None = None
+    jobs: Jobs = field(default_factory=lambda: Jobs(1, 32))
+    tools: Any = None
+    refuse: Callable[[Exception], HTTPException | None] | None = None
     closing: bool = False
     streaming: int = 0
     started: float = field(default_factory=time.time)
@@ -200,6 +262,16 @@ class Service:
             raise several.exceptions[0] from None
         return [task.result() for task in tasks]
 
+    async def work(self, work: Callable[[], Any], deadline_s: float | None = None) -> Any:
+        "Work for a route of a project, in a thread. Raises NotServing before `prepare` is through, else what `Jobs.run` raises."
+        self.must_be_ready()
+        return await self.jobs.run(work, self.limits.deadline_s if deadline_s is None else deadline_s)
+
+    def must_be_ready(self) -> None:
+        "Raises NotServing while the model is not there."
+        if self.batcher.state != "ready":
+            raise NotServing(f"{self.batcher.state}: {self.batcher.reason}")
+
     def health(self) -> tuple[int, dict[str, Any]]:
         "Status code, and state with its reason: 200 only when a request would be served now."
         state, reason = self.batcher.state, self.batcher.reason
@@ -208,15 +280,19 @@ class Service:
             state, reason = "draining", "the service is closing"
         elif busy_s > self.limits.stuck_s:
             state, reason = "stuck", f"the model has been on one batch for {busy_s:.0f} s"
-        facts = {"state": state, "reason": reason, "model": self.name, "waiting": self.batcher.waiting}
+        waiting = self.batcher.waiting + max(0, self.jobs.open - self.jobs.workers)
+        facts = {"state": state, "reason": reason, "model": self.name, "waiting": waiting}
         return 200 if state == "ready" else 503, facts
 
-# %% ../../nbs/course/serving/app.ipynb #47a55a05
+# %% ../../nbs/course/serving/app.ipynb #e54ebe19
 def as_refusal(
     err: Exception,  # what a request met
     limits: Limits,
+    refuse: Callable[[Exception], HTTPException | None] | None = None,  # what a project says of its own errors
 ) -> HTTPException:
     "The HTTP answer to an error. Raises the error again when it is none of ours."
+    if refuse is not None and (own := refuse(err)) is not None:
+        return own
     match err:
         case HTTPException():
             return err
@@ -251,7 +327,7 @@ def as_json(
     except (TypeError, ValueError) as err:
         raise PredictionFailed("the model's answer is not valid JSON") from err
 
-# %% ../../nbs/course/serving/app.ipynb #29c10df2
+# %% ../../nbs/course/serving/app.ipynb #d1580e6e
 def _log(service: Service, request: Request, status: int, texts: Sequence[str], answers: Sequence[dict[str, Any]]) -> None:
     "A row for each text of a request, or one row when it was refused before it had any."
     if service.log is None:
@@ -263,30 +339,54 @@ def _log(service: Service, request: Request, status: int, texts: Sequence[str], 
         if answers and service.note:
             with suppress(Exception):  # a note that fails must not fail the request
                 note = service.note(one["answer"])
-        service.log.write(Entry(request.scope["request_id"], request.url.path, status, ms, one["source"], text, note))
+        service.log.write(Entry(request.scope["request_id"], _route(request.scope), status, ms, one["source"], text, note))
+
+
+@dataclass
+class Said:
+    "What the log is told of a request that went well: its texts, and for each a source and an answer."
+
+    texts: Sequence[str] = ()
+    answers: Sequence[dict[str, Any]] = ()
+    status: int = 200
+
+
+@asynccontextmanager
+async def answering(service: Service, request: Request) -> AsyncIterator[Said]:
+    "Around the work of a route: its errors become refusals, and the log gets its rows, however it ends."
+    status, said = 499, Said()
+    try:
+        yield said
+        status = said.status
+    except Exception as err:
+        status, said.answers = 500, ()
+        refused = as_refusal(err, service.limits, service.refuse)
+        status = refused.status_code
+        raise refused from None
+    finally:
+        _log(service, request, status, said.texts, said.answers)
 
 
 async def _predict(service: Service, request: Request) -> Response:
     "Read, answer, log."
-    status, texts, answers = 499, [], []
-    try:
+    async with answering(service, request) as said:
         deadline_s = read_deadline(request, service.limits)
-        texts = read_texts(read_json(await read_body(request, service.limits))["text"], service.limits)
-        answers = await unless_gone(request, service.answers(texts, deadline_s))
+        said.texts = read_texts(read_json(await read_body(request, service.limits))["text"], service.limits)
+        answers = await unless_gone(request, service.answers(said.texts, deadline_s))
         for one in answers:
             service.metrics.answers.labels(one["source"]).inc()
         body = as_json({"answers": answers, "model": service.name, "request_id": request.scope["request_id"]})
-        status = 200
+        said.answers = answers
         return Response(body, media_type="application/json")
-    except Exception as err:
-        status, answers = 500, []
-        refused = as_refusal(err, service.limits)
-        status = refused.status_code
-        raise refused from None
-    finally:
-        _log(service, request, status, texts, answers)
 
-# %% ../../nbs/course/serving/app.ipynb #eabc3393
+# %% ../../nbs/course/serving/app.ipynb #1641dbe4
+class Event(NamedTuple):
+    "A piece of a stream that is no text: its name, and data that is JSON."
+
+    kind: str
+    data: Any
+
+
 def _produce(stream: Stream, text: str, left: threading.Event, put: Callable[[tuple], Any]) -> None:
     "Run a generator in this thread and hand over its pieces, then how it ended."
     try:
@@ -294,7 +394,7 @@ def _produce(stream: Stream, text: str, left: threading.Event, put: Callable[[tu
         for piece in pieces:
             if left.is_set():
                 return getattr(pieces, "close", bool)()
-            put(("token", str(piece)))
+            put(piece if isinstance(piece, Event) else ("token", str(piece)))
         put(("done", ""))
     except (Exception, SystemExit) as err:  # its message may quote the text
         put(("error", f"the model failed on this text ({type(err).__name__})"))
@@ -304,18 +404,18 @@ async def events(
     stream: Stream,  # a text to its pieces
     text: str,
     token_s: float,  # longest wait for a piece
-) -> AsyncIterator[tuple[str, str]]:  # ("token", piece) ..., then ("done", "") or ("error", why)
+) -> AsyncIterator[tuple[str, Any]]:  # ("token", piece) or an Event ..., then ("done", "") or ("error", why)
     "Pieces as they are made. Closing this iterator ends the generator at its next piece."
     loop, pieces, left = asyncio.get_running_loop(), asyncio.Queue(), threading.Event()
 
-    def put(event: tuple[str, str]) -> None:
+    def put(event: tuple[str, Any]) -> None:
         with suppress(RuntimeError):  # the loop has ended before the model
             loop.call_soon_threadsafe(pieces.put_nowait, event)
 
     threading.Thread(target=_produce, args=(stream, text, left, put), daemon=True, name="stream").start()
     try:
         kind = "token"
-        while kind == "token":
+        while kind not in ("done", "error"):
             try:
                 async with asyncio.timeout(token_s):
                     kind, piece = await pieces.get()
@@ -325,12 +425,18 @@ async def events(
     finally:
         left.set()
 
-# %% ../../nbs/course/serving/app.ipynb #d650ff78
-async def _sse(service: Service, first: tuple[str, str], rest: AsyncIterator[tuple[str, str]]) -> AsyncIterator[str]:
-    "Events in the text format of server-sent events. The place among the streams is given back at the end."
-    yield f"event: {first[0]}\ndata: {json.dumps(first[1])}\n\n"
+# %% ../../nbs/course/serving/app.ipynb #72884de1
+async def _sse(first: tuple[str, Any], rest: AsyncIterator[tuple[str, Any]], kept: list[dict[str, Any]]) -> AsyncIterator[str]:
+    "Events in the text format of server-sent events. The data of an `Event` is kept for the log, of several the last one's."
+    yield _line(*first, kept)
     async for kind, piece in rest:
-        yield f"event: {kind}\ndata: {json.dumps(piece)}\n\n"
+        yield _line(kind, piece, kept)
+
+
+def _line(kind: str, piece: Any, kept: list[dict[str, Any]]) -> str:
+    if kind not in ("token", "done", "error"):
+        kept[:] = [{"source": "model", "answer": piece}]
+    return f"event: {kind}\ndata: {json.dumps(piece)}\n\n"
 
 
 class _Stream(StreamingResponse):
@@ -346,48 +452,70 @@ class _Stream(StreamingResponse):
         finally:
             await asyncio.shield(self._close())
 
-# %% ../../nbs/course/serving/app.ipynb #e5c23096
-async def _first(service: Service, request: Request) -> tuple[list[str], tuple[str, str], AsyncIterator[tuple[str, str]]]:
-    "The text, the first event of its stream, and the rest of them; the place is taken. Raises what refuses the request."
-    texts = read_texts(read_json(await read_body(request, service.limits))["text"], service.limits)
-    if len(texts) != 1:
-        raise refusal(422, "a stream takes one text")
-    if service.batcher.state != "ready":
-        raise NotServing(f"{service.batcher.state}: {service.batcher.reason}")
+# %% ../../nbs/course/serving/app.ipynb #62f81c74
+async def _first(service: Service, request: Request, text: str, stream: Stream) -> tuple[tuple[str, Any], AsyncIterator[tuple[str, Any]]]:
+    "The first event of a stream, and the rest of them; the place is taken. Raises what refuses the request."
+    service.must_be_ready()
     if service.streaming >= service.limits.streams:
         raise QueueFull(1)
     service.streaming += 1
-    rest = events(service.stream, texts[0][: service.batcher.plan.max_chars], service.limits.token_s)
+    rest = events(stream, text, service.limits.token_s)
     try:
         first = await unless_gone(request, anext(rest))
     except BaseException:
         service.streaming -= 1
         await rest.aclose()
         raise
-    return texts, first, rest
+    return first, rest
 
-# %% ../../nbs/course/serving/app.ipynb #65e3342b
-async def _streamed(service: Service, request: Request) -> Response:
-    "Read, stream, log."
-    try:
-        texts, first, rest = await _first(service, request)
-    except Exception as err:
-        refused = as_refusal(err, service.limits)
-        _log(service, request, refused.status_code, [], [])
-        raise refused from None
+
+async def streamed(
+    service: Service,
+    request: Request,  # its body has been read
+    text: str,  # what is asked
+    stream: Stream,  # text -> pieces
+) -> Response:
+    "An answer as server-sent events, logged when it ends. Raises what refuses the request, not yet logged."
+    first, rest = await _first(service, request, text, stream)
+    kept: list[dict[str, Any]] = []
 
     async def close() -> None:
         service.streaming -= 1
         await rest.aclose()
-        _log(service, request, 200 if first[0] != "error" else 500, texts, [])
+        _log(service, request, 200 if first[0] != "error" else 500, [text], kept)
 
     if first[0] == "error":
         await close()
-        raise refusal(504 if first[1].startswith("no token") else 500, first[1])
+        raise _Logged(504 if first[1].startswith("no token") else 500, first[1])
     service.metrics.first_token.observe(time.perf_counter() - request.scope["started"])
-    return _Stream(_sse(service, first, rest), close)
+    return _Stream(_sse(first, rest, kept), close)
 
-# %% ../../nbs/course/serving/app.ipynb #0f13a30b
+
+class _Logged(HTTPException):
+    "A refusal that is in the log already."
+
+# %% ../../nbs/course/serving/app.ipynb #5949038d
+@asynccontextmanager
+async def streaming(service: Service, request: Request) -> AsyncIterator[None]:
+    "Around a route that ends in `streamed`: its errors become refusals, each with its row in the log."
+    try:
+        yield
+    except Exception as err:
+        refused = as_refusal(err, service.limits, service.refuse)
+        if not isinstance(refused, _Logged):
+            _log(service, request, refused.status_code, [], [])
+        raise refused from None
+
+
+async def _streamed(service: Service, request: Request) -> Response:
+    "Read, stream, log."
+    async with streaming(service, request):
+        texts = read_texts(read_json(await read_body(request, service.limits))["text"], service.limits)
+        if len(texts) != 1:
+            raise refusal(422, "a stream takes one text")
+        return await streamed(service, request, texts[0][: service.batcher.plan.max_chars], service.stream)
+
+# %% ../../nbs/course/serving/app.ipynb #2c9ceced
 logger = logging.getLogger(__name__)
 ROUTES = ("/predict", "/stream", "/health", "/metrics", "/docs", "/openapi.json")
 
@@ -402,6 +530,11 @@ def _place(err: BaseException) -> str:
     "Where an error was raised: file name and line, without any value."
     frames = traceback.extract_tb(err.__traceback__)
     return f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else "?"
+
+
+def _route(scope: dict[str, Any]) -> str:
+    "The route of a request as it was declared: `/documents/{id}` and not each document's own path."
+    return scope["path"] if scope["path"] in ROUTES else getattr(scope.get("route"), "path", "other")
 
 
 class Watch:
@@ -430,10 +563,9 @@ class Watch:
             if not status:
                 await JSONResponse({"detail": "an error of the service"}, 500)(scope, receive, send_with_id)
         finally:
-            route = scope["path"] if scope["path"] in ROUTES else "other"
-            self.service.metrics.request(route, status or 499, time.perf_counter() - scope["started"])
+            self.service.metrics.request(_route(scope), status or 499, time.perf_counter() - scope["started"])
 
-# %% ../../nbs/course/serving/app.ipynb #05e85c32
+# %% ../../nbs/course/serving/app.ipynb #97ebbfab
 REQUEST = {"type": "object", "required": ["text"], "additionalProperties": False, "properties": {"text": {
     "description": "one text, or a list of texts", "anyOf": [
         {"type": "string", "minLength": 1}, {"type": "array", "minItems": 1, "items": {"type": "string", "minLength": 1}}]}}}
@@ -444,18 +576,27 @@ REPLY = {"type": "object", "required": ["answers", "model", "request_id"], "prop
     "model": {"type": "string"}, "request_id": {"type": "string"}}}
 DETAIL = {"type": "object", "required": ["detail"], "properties": {"detail": {"type": "string"}}}
 EVENT = {"type": "object", "required": ["event", "data"], "properties": {
-    "event": {"enum": ["token", "done", "error"]}, "data": {"type": "string", "description": "a piece of text, as JSON"}}}
+    "event": {"enum": ["token", "done", "error"]}, "data": {"description": "a piece of text, as JSON"}}}
 REFUSED = {400: "not HTTP as it should be", 408: "the body took too long", 413: "too many texts, or too large",
            422: "not the JSON that is expected", 500: "the model failed on a text", 503: "queue full, or not ready",
            504: "no answer within the deadline"}
 
 
-def _described(reply: dict[str, Any], media: str, example: dict[str, Any]) -> dict[str, Any]:
+def described(
+    reply: dict[str, Any],  # schema of the answer
+    media: str = "application/json",  # of the answer
+    example: Any = None,  # of a body
+    request: dict[str, Any] | None = REQUEST,  # schema of the body; None: there is no body
+    reads: str = "application/json",  # media type of the body
+    status: int = 200,
+    **refused: str,  # further refusals: `status_409="there are too many"`
+) -> dict[str, Any]:  # for `app.post(path, **described(...))`
     "What the OpenAPI page says of a route that reads its body itself."
-    refused = {code: {"description": why, "content": {"application/json": {"schema": DETAIL}}} for code, why in REFUSED.items()}
-    body = {"required": True, "content": {"application/json": {"schema": REQUEST, "example": example}}}
-    return {"openapi_extra": {"requestBody": body},
-            "responses": {200: {"description": "answered", "content": {media: {"schema": reply}}}} | refused}
+    why = REFUSED | {int(code.removeprefix("status_")): said for code, said in refused.items()}
+    said = {code: {"description": one, "content": {"application/json": {"schema": DETAIL}}} for code, one in why.items()}
+    content = {"schema": request} | ({} if example is None else {"example": example})
+    body = {} if request is None else {"openapi_extra": {"requestBody": {"required": True, "content": {reads: content}}}}
+    return body | {"responses": {status: {"description": "answered", "content": {media: {"schema": reply}}}} | said}
 
 
 def _routes(app: FastAPI, service: Service, predicts: bool, streams: bool) -> None:
@@ -472,24 +613,25 @@ def _routes(app: FastAPI, service: Service, predicts: bool, streams: bool) -> No
         return Response(service.metrics.page(), media_type=Metrics.CONTENT_TYPE)
 
     if predicts:
-        @app.post("/predict", **_described(REPLY, "application/json", {"text": ["Where is my card?", "I was charged twice"]}))
+        @app.post("/predict", **described(REPLY, "application/json", {"text": ["Where is my card?", "I was charged twice"]}))
         async def predict(request: Request) -> Response:
             "Answer one text or several."
             return await _predict(service, request)
 
     if streams:
-        @app.post("/stream", **_described(EVENT, "text/event-stream", {"text": "Where is my card?"}))
+        @app.post("/stream", **described(EVENT, "text/event-stream", {"text": "Where is my card?"}))
         async def stream(request: Request) -> Response:
             "Answer one text piece by piece, as server-sent events: token, token, ..., done."
             return await _streamed(service, request)
 
-# %% ../../nbs/course/serving/app.ipynb #d46a6589
+# %% ../../nbs/course/serving/app.ipynb #6c019de7
 def _gauges(service: Service) -> None:
     "Gauges that look at the parts of a service when the page is read."
     add = service.metrics.gauge
     add("queue_depth", "Texts that wait for a batch.", lambda: service.batcher.waiting)
     add("model_ready", "1 when the service would answer now.", lambda: service.health()[0] == 200)
     add("streams", "Streams that are open.", lambda: service.streaming)
+    add("jobs", "Work of further routes that runs or waits.", lambda: service.jobs.open)
     if service.cache is not None:
         add("cache_hits", "Texts answered from the cache since the start.", lambda: service.cache.hits)
         add("cache_shared", "Texts that waited for an equal one under way.", lambda: service.cache.shared)
@@ -500,20 +642,23 @@ def _gauges(service: Service) -> None:
         add("log_dropped", "Rows for which the request log had no room.", lambda: service.log.dropped)
 
 
-def _loader(load: Callable[[], Predict] | None, load_stream: Callable[[], Stream] | None, service: list[Service]) -> Callable[[], Predict]:
+def _loader(load: Callable[[], Predict] | None, load_stream: Callable[[], Stream] | None, prepare: Callable[[], Any] | None,
+            service: list[Service]) -> Callable[[], Predict]:
     "What the model thread runs at the start."
-    def both() -> Predict:
+    def all_of_them() -> Predict:
         predict = load() if load else (lambda texts: list(texts))
         if load_stream:
             service[0].stream = load_stream()
+        if prepare:
+            service[0].tools = prepare()
         gc.freeze()  # a loaded model is no garbage: collections are shorter from now on, and so is the end of the process
         return predict
 
-    return both
+    return all_of_them
 
-# %% ../../nbs/course/serving/app.ipynb #b206696b
+# %% ../../nbs/course/serving/app.ipynb #a367a456
 def create_app(
-    load: Callable[[], Predict] | None,  # called once, in the model's thread; returns predict(texts) -> answers that are JSON
+    load: Callable[[], Predict] | None = None,  # called once, in the model's thread; returns predict(texts) -> answers that are JSON
     *,
     name: str = "model",  # what the answers and /health call the model
     load_stream: Callable[[], Stream] | None = None,  # called after it; returns stream(text) -> pieces, and adds /stream
@@ -523,24 +668,30 @@ def create_app(
     log: RequestLog | str | Path | None = None,  # a log, or where to keep one without texts
     note: Callable[[Any], str] | None = None,  # what of an answer the log may keep, such as its label
     limits: Limits = Limits(),  # bounds of requests
+    prepare: Callable[[], Any] | None = None,  # called last; what it returns is `service.tools`, for `routes`
+    routes: Callable[[FastAPI, Service], None] | None = None,  # adds routes of a project's own
+    refuse: Callable[[Exception], HTTPException | None] | None = None,  # what errors of a project's library mean over HTTP
 ) -> FastAPI:  # its parts are in `app.state.service`
     "A service: /predict, /stream, /health, /metrics, /docs. The model loads in the background when the app starts."
-    if load is None and load_stream is None:
-        raise ValueError("a service needs load, load_stream or both")
+    if load is None and load_stream is None and routes is None:
+        raise ValueError("a service needs load, load_stream or both, or routes of its own")
     metrics, made = Metrics(), []
-    batcher = Batcher(_loader(load, load_stream, made), batching, metrics.batch)
+    batcher = Batcher(_loader(load, load_stream, prepare, made), batching, metrics.batch)
     kept = AnswerCache() if cache is True else cache if isinstance(cache, AnswerCache) else None  # an empty one is false
     written = RequestLog(log) if isinstance(log, (str, Path)) else log
-    service = Service(name, limits, metrics, batcher, kept, written, fallback, note)
+    jobs = Jobs(limits.jobs, limits.waiting)
+    service = Service(name, limits, metrics, batcher, kept, written, fallback, note, jobs=jobs, refuse=refuse)
     made.append(service)
     _gauges(service)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         service.closing = False
+        jobs.start()
         batcher.start()
         yield
         service.closing = True
+        jobs.stop()
         await batcher.stop(limits.drain_s)
         if service.log is not None:
             await asyncio.to_thread(service.log.close, min(5.0, limits.drain_s))
@@ -549,6 +700,8 @@ def create_app(
     app.state.service = service
     app.add_middleware(Watch, service=service)
     _routes(app, service, load is not None, load_stream is not None)
+    if routes:
+        routes(app, service)
     return app
 
 # %% ../../nbs/course/serving/app.ipynb #cc93425a
@@ -585,7 +738,7 @@ def listening(
         raise OSError(f"cannot listen on {host}:{port}: {err.strerror}") from err
     return sock
 
-# %% ../../nbs/course/serving/app.ipynb #88d9b6dc
+# %% ../../nbs/course/serving/app.ipynb #2269f3c0
 def serve(
     app: FastAPI,  # from `create_app`
     host: str = "127.0.0.1",  # "0.0.0.0": every interface of the machine; put a proxy in front
