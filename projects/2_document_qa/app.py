@@ -37,6 +37,7 @@ STYLE = """<style>
 OPEN = "let d = document.getElementById('source-{0}'); d.open = true; d.ontoggle(); return false"
 TOGGLE = """let p = this.querySelector('pre'), m = p.querySelector('mark') || p.querySelector('.here');
 if (this.open) { p.scrollTop = m.offsetTop - p.offsetTop - 50; this.scrollIntoView({behavior: 'smooth', block: 'nearest'}) }"""
+CODE = re.compile(r"^\s*(>>>|\||\+-|[-*] )|\S {3,}\S", re.MULTILINE)  # what loses its sense without its lines
 
 
 @cache
@@ -54,6 +55,7 @@ def said(text: str, numbers: set[int] = frozenset()) -> str:
         opens = f'<a href="#source-{mark[1]}" onclick="{OPEN.format(mark[1])}">[{mark[1]}]</a>'
         return opens if int(mark[1]) in numbers else mark[0]
 
+    text = text if CODE.search(text) else re.sub(r"[ \t]*\n[ \t]*", " ", text)  # lines of prose are the paper's, not the reader's
     return '<div class="said">' + re.sub(r"(?<=[ \]])\[(\d+)\]", link, escape(text)) + "</div>"
 
 
@@ -115,7 +117,8 @@ def upload(files: list[str] | None, trusted: bool, request: gr.Request) -> tuple
             gr.Warning(escape(str(err)), title="Not added", duration=30)
             continue
         if done.held_back:
-            why = f"not searched, because of orders to whoever answers: {escape(' ... '.join(done.orders)[:200])}"
+            heard = " ... ".join(order.strip(" .!?\n") for order in done.orders)
+            why = f"not searched, because of orders to whoever answers: {escape(heard[:200])}"
             gr.Warning(f"{escape(done.name)}: {done.held_back} of {done.passages} passages are {why}", duration=30)
     return None, mine(request)
 
