@@ -6,7 +6,7 @@
 __all__ = ['SIGNALS', 'MOST_WORDS', 'LABELS', 'WITNESSES', 'content', 'signals', 'best_evidence', 'Judge', 'altered',
            'altered_rows', 'train_judge', 'measure_judge']
 
-# %% ../../nbs/course/llm/judge.ipynb #5190790a
+# %% ../../nbs/course/llm/judge.ipynb #14af46a9
 import hashlib
 import json
 import math
@@ -24,6 +24,7 @@ import Stemmer
 from scipy.special import expit
 
 from ..course.datasets import as_text, load, provenance
+from ..course.models import quiet
 from ..course.settings import active
 from ..evaluation.errors import bootstrap_interval
 from .generators import sentence_spans
@@ -113,7 +114,7 @@ def best_evidence(
             room -= len(_words(parts[at]))
     return " ".join(parts[at] for at in sorted(chosen))
 
-# %% ../../nbs/course/llm/judge.ipynb #e73b86f0
+# %% ../../nbs/course/llm/judge.ipynb #850430a7
 LABELS = ("not attributable", "attributable")
 _BREAK = "\x1e"  # ASCII's record separator
 
@@ -141,6 +142,14 @@ def _for_pairs(model: "EncoderClassifier", max_length: int | None = None) -> "En
     return model
 
 
+def _shipped(folder: Path | str) -> "EncoderClassifier":
+    "The encoder that `train_judge` saved."
+    from nlp_portfolio.neural.lora import load_adapter
+
+    with quiet():
+        return _for_pairs(load_adapter(folder))
+
+
 def _log_odds(model: "EncoderClassifier", pairs: Sequence[tuple[str, str]]) -> np.ndarray:
     "The encoder's log odds that each claim is attributable, float64."
     from nlp_portfolio.neural.lora import predict_logits
@@ -148,7 +157,7 @@ def _log_odds(model: "EncoderClassifier", pairs: Sequence[tuple[str, str]]) -> n
     logits = predict_logits(model, [_joined(*pair) for pair in pairs], 32).astype(float)
     return logits[:, 1] - logits[:, 0]
 
-# %% ../../nbs/course/llm/judge.ipynb #ed7f14d3
+# %% ../../nbs/course/llm/judge.ipynb #3e8e24a6
 class Judge:
     """Says how probable it is that evidence supports all of a claim. `weights` are the regression's numbers from the card, `model` is
     the encoder, loaded at the first use: `Judge.load()` takes the shipped ones."""
@@ -160,13 +169,13 @@ class Judge:
     def load(cls, folder: Path | str = "groundedness", witness: str = "both") -> "Judge":
         """The shipped judge, or one that `train_judge` saved. `witness` is both, signals (no network is loaded) or encoder. Raises ValueError
         for a card that is not a judge's and for another witness."""
-        from nlp_portfolio.neural.lora import load_adapter, read_card
+        from nlp_portfolio.neural.lora import read_card
 
         if "judge" not in (card := read_card(folder)):
             raise ValueError("this adapter's card has no judge: train_judge writes one")
         if witness not in card["judge"]:
             raise ValueError(f"unknown witness {witness!r}: choose one of {', '.join(sorted(card['judge']))}")
-        return cls(card["judge"][witness], lambda: _for_pairs(load_adapter(folder)))
+        return cls(card["judge"][witness], lambda: _shipped(folder))
 
     @property
     def model(self) -> "EncoderClassifier":
@@ -357,7 +366,7 @@ def train_judge(
         "measured_by": "nlp_portfolio.llm.judge:measure_judge"})
     return read_card(folder)
 
-# %% ../../nbs/course/llm/judge.ipynb #85fa52d7
+# %% ../../nbs/course/llm/judge.ipynb #9a518c2c
 def _verdicts(judge: Mapping[str, Any], table: np.ndarray) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     "Of each witness: probabilities and verdicts."
     found = {}
@@ -374,12 +383,12 @@ def measure_judge(
     "Score the shipped files on rows they did not see. Agreement counts rows where the verdict is that of the people."
     from sklearn.metrics import roc_auc_score
 
-    from nlp_portfolio.neural.lora import load_adapter, read_card
+    from nlp_portfolio.neural.lora import read_card
 
     card, data = read_card(folder), load("begin", split)
     rows, copies = _rows(data), altered_rows(data, read_card(folder)["seed"])
     pairs = [row[:2] for row in [*rows, *copies]]
-    said = _verdicts(card["judge"], _table(pairs, _log_odds(_for_pairs(load_adapter(folder)), pairs)))
+    said = _verdicts(card["judge"], _table(pairs, _log_odds(_shipped(folder), pairs)))
     wanted, real = np.array([row[2] for row in rows]), slice(None, len(rows))
     right = {witness: (verdict[real] == wanted).astype(float) for witness, (_, verdict) in said.items()}
     whole = bootstrap_interval(right["both"], resamples=active().bootstrap, seed=card["seed"])
