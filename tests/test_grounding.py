@@ -10,7 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import cohen_kappa_score
+from test_samples import distinct, shared_runs
 
+from nlp_portfolio.course.datasets import load
 from nlp_portfolio.llm.generators import REFUSAL, Citation
 from nlp_portfolio.llm.grounding import (
     BUCKETS,
@@ -246,3 +248,14 @@ def test_the_rated_answers_fit_the_questions_and_the_rubric():
         assert all(row["passages"][n - 1][a:b].strip() for n, a, b in row["citations"])
     first, second = ([row[name] for row in rows] for name in ("first", "second"))
     assert cohen_kappa_score(first, second, weights="quadratic") == pytest.approx(0.918, abs=0.001)
+
+
+def test_the_sample_of_begin_has_a_supported_and_another_reply_for_each_snippet():
+    rows = load("begin", "train", source="sample").to_list() + load("begin", "test", source="sample").to_list()
+    labels = {}
+    for row in rows:
+        labels.setdefault(row["knowledge"], []).append(row["label"] == "Fully attributable")
+    assert len(rows) == 120 and len(labels) == 60 and all(sorted(pair) == [False, True] for pair in labels.values())
+    assert {row["label"] for row in rows} == {"Fully attributable", "Not fully attributable", "Generic"}
+    assert len({row["response"] for row in rows}) == 120 and distinct([row["response"] for row in rows]) >= 0.9
+    assert shared_runs(sorted(labels)) == [] and distinct(sorted(labels)) >= 0.9

@@ -127,3 +127,14 @@ def test_the_card_says_what_it_should(judge):
     assert card["licence"] == "CC BY 4.0" and card["data"]["name"] == "begin" and card["data"]["split"] == "train"
     assert card["file_bytes"] <= 2_000_000 and card["metrics"]["split"] == "test" and card["metrics"]["agreement"] >= 0.85
     assert set(card["judge"]) == {"signals", "encoder", "both"} and judge.threshold == card["judge"]["both"]["threshold"]
+
+
+@pytest.mark.parametrize("text", ["word " * 10**5, "Word. " * 20_000, "x" * 500_000])
+def test_huge_texts_take_no_longer_than_their_first_words(text):
+    light = Judge.load(witness="signals")
+    assert (light.score([(text, FACT), (FACT, text), (text, text)]) >= 0).all()
+
+
+def test_another_witness_is_refused():
+    with pytest.raises(ValueError, match="choose one of both, encoder, signals"):
+        Judge.load(witness="cosine")

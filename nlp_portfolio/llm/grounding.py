@@ -37,7 +37,7 @@ def exact(
     "Whether a quote stands, character for character, where its citation says."
     return is_exact(citation, passages)
 
-# %% ../../nbs/7_llm/37_rag_eval.ipynb #ed480d76
+# %% ../../nbs/7_llm/37_rag_eval.ipynb #f5764825
 @dataclass(frozen=True)
 class CitationScores:
     """Shares from 0 to 1. `precision`: cited quotes that are gold; `recall`: gold quotes that are cited; `exact`: quotes that stand where
@@ -54,7 +54,7 @@ def _share(hits: Iterable[bool]) -> float:
     hits = list(hits)
     return sum(hits) / len(hits) if hits else math.nan
 
-
+# %% ../../nbs/7_llm/37_rag_eval.ipynb #b54007cc
 def citation_scores(
     grounded: Grounded,  # an answer or a refusal
     gold_quotes: Sequence[str],  # of the question; empty for an unanswerable one
@@ -75,7 +75,7 @@ def rated_answers() -> list[dict[str, Any]]:
     file = Path(str(resources.files("nlp_portfolio") / "data" / "grounding" / "helpfulness.jsonl"))
     return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
 
-# %% ../../nbs/7_llm/37_rag_eval.ipynb #135cf14f
+# %% ../../nbs/7_llm/37_rag_eval.ipynb #6da9f310
 def _there(passages: Iterable[Passage], gold: Sequence[str]) -> bool:
     "Whether a passage holds a gold quote."
     return any(quotes(passage.text, quote) for passage in passages for quote in gold)
@@ -100,7 +100,7 @@ def helpfulness(
     cited = [grounded.passages[one.number - 1] for one in grounded.citations]
     return 2 if scores.recall > 0 else int(_there(cited, question.quotes))
 
-
+# %% ../../nbs/7_llm/37_rag_eval.ipynb #f9ec7720
 def groundedness(
     grounded: Grounded,  # an answer
     judge: Judge,  # who decides
@@ -114,7 +114,7 @@ def groundedness(
             if normalized(claim.text) not in map(normalized, those)]
     return float(judge.score(free).min()) if free else 1.0
 
-# %% ../../nbs/7_llm/37_rag_eval.ipynb #38358525
+# %% ../../nbs/7_llm/37_rag_eval.ipynb #875aa0fb
 BUCKETS = ("right", "retrieval missed", "wrong sentence", "incomplete", "refused though answerable", "answered though unanswerable",
            "broken citation")
 
@@ -127,7 +127,7 @@ def found_at(
     return tuple(next((rank for rank, passage in enumerate(grounded.passages, 1) if quotes(passage.text, gold)), None)
                  for gold in question.quotes)
 
-
+# %% ../../nbs/7_llm/37_rag_eval.ipynb #17b5d8a3
 def bucket(
     grounded: Grounded,  # an answer or a refusal
     question: Question,  # with its gold quotes
@@ -149,7 +149,7 @@ def bucket(
         return "retrieval missed"
     return "refused though answerable" if grounded.refused else "wrong sentence"
 
-# %% ../../nbs/7_llm/37_rag_eval.ipynb #2eb90181
+# %% ../../nbs/7_llm/37_rag_eval.ipynb #4c679472
 def _row(question: Question, grounded: Grounded, judge: Judge | None) -> dict[str, Any]:
     "What is known about one answer."
     found = found_at(grounded, question)
@@ -160,7 +160,7 @@ def _row(question: Question, grounded: Grounded, judge: Judge | None) -> dict[st
             "helpfulness": helpfulness(grounded, question, judge), "bucket": bucket(grounded, question, found), "text": grounded.text,
             "seconds": grounded.seconds.get("total", math.nan), "cost": math.nan if grounded.cost is None else grounded.cost}
 
-
+# %% ../../nbs/7_llm/37_rag_eval.ipynb #4937787b
 def evaluate(
     rag: RAG,  # the system
     questions: Sequence[Question],  # with gold quotes
@@ -180,7 +180,7 @@ def evaluate(
         rows.append(_row(question, grounded, judge))
     return pd.DataFrame(rows).set_index("id")
 
-# %% ../../nbs/7_llm/37_rag_eval.ipynb #deaeb582
+# %% ../../nbs/7_llm/37_rag_eval.ipynb #587e5865
 TARGETS = {"refused of unanswerable": 0.90, "answered of answerable": 0.85, "exact quotes": 0.95, "sentences attributed": 0.95,
            "citation precision": 0.95, "citation recall": 0.95}
 
@@ -195,7 +195,7 @@ def _measures(frame: "pd.DataFrame") -> dict[str, "pd.Series"]:
              "gold cited of all gold": answerable["recall"], "helpfulness": frame["helpfulness"], "right": frame["bucket"] == "right"}
     return {name: values.dropna().astype(float) for name, values in found.items() if len(values.dropna())}
 
-
+# %% ../../nbs/7_llm/37_rag_eval.ipynb #a628a6ef
 def summary(
     frame: "pd.DataFrame",  # of `evaluate`
     resamples: int | None = None,  # of the bootstrap; None: the profile's
@@ -233,7 +233,7 @@ def _plain(text: str) -> str:
     text = " ".join(text.split())
     return f"'{text}" if text[:1] in ("=", "+", "-", "@") else text
 
-# %% ../../nbs/7_llm/37_rag_eval.ipynb #d1b3e783
+# %% ../../nbs/7_llm/37_rag_eval.ipynb #25133821
 @dataclass(frozen=True)
 class Checked:
     "A sentence with the evidence that supports it best. `verdict` is `supported` or `not found`; `score` is the judge's probability."
@@ -244,7 +244,7 @@ class Checked:
     passage: Passage | None
     evidence: str
 
-
+# %% ../../nbs/7_llm/37_rag_eval.ipynb #9cf6c865
 def fact_check(
     text: str,  # of any origin
     retriever: Retriever,  # where evidence is looked for
