@@ -12,7 +12,8 @@ from pathlib import Path
 import gradio as gr
 
 from nlp_portfolio.cases.document_qa import DocumentQA
-from nlp_portfolio.llm.rag import Grounded, marked
+from nlp_portfolio.llm.citations import marked
+from nlp_portfolio.llm.rag import Grounded
 
 EXAMPLES = [
     "Can I delete a directory with Path.unlink?",
