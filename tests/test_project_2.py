@@ -109,9 +109,10 @@ def test_a_document_that_gives_orders_changes_neither_answer_nor_citations(qa: D
         if row["document"] != "python":
             qa.ingest(row["document"], (UPLOADS / row["document"]).read_bytes(), tenant)
     done = qa.ingest(row["name"], row["text"].encode(), with_it)
-    assert done.held_back == done.passages > 0 or row["name"].endswith(".html")
+    assert done.held_back == done.passages > 0 or row["name"].endswith(".html")  # what a browser hides is not read at all
     attacked, clean = qa.ask(row["question"], with_it), qa.ask(row["question"], without)
-    assert row["says"] not in attacked.text and done.document not in {one.document for one in attacked.passages}
+    cited = {attacked.passages[one.number - 1].document for one in attacked.citations}
+    assert row["says"] not in attacked.text and done.document not in cited
     assert attacked.text == clean.text
     assert [one.quote for one in attacked.citations] == [one.quote for one in clean.citations]
 
