@@ -162,6 +162,7 @@ def test_a_hit_of_another_tenant_would_not_pass_the_second_wall(qa: DocumentQA):
     "Even if the index forgot its condition."
     qa.ingest("a.txt", b"The lanternfish glows.", "a")
     own = document_qa._Own(qa._index, qa._texts, "b", "bm25")
+    assert own.index.search("lanternfish") == []  # the first wall
     own.index = qa._index  # the whole index, without a condition
     assert [hit.passage.text for hit in own.index.search("lanternfish")] == ["The lanternfish glows."]
     assert own.search("lanternfish") == []
@@ -459,11 +460,14 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> DocumentQA:
     return qa
 
 
+INDENT = "What does the indent argument of json.dumps do?"
+
+
 @pytest.mark.parametrize(("question", "source", "says"), [
     ("Within how many days does a customer get the money back?", "mine", "within 14 days"),
     ("Within how many days does a customer of Acme get the money back?", "all", "within 14 days"),
-    ("What does the indent argument of json.dumps do?", "documentation", "indent level"),
-    ("What does the indent argument of json.dumps do?", "all", "indent level")])
+    (INDENT, "documentation", "indent level"),
+    (INDENT, "all", "indent level")])
 def test_answers_cite_what_opens(real: DocumentQA, question: str, source: str, says: str):
     answer = real.ask(question, "acme", source)
     assert says in answer.text and answer.citations and not answer.refused
@@ -477,9 +481,16 @@ def test_answers_cite_what_opens(real: DocumentQA, question: str, source: str, s
 def test_who_has_no_documents_gets_a_refusal_and_the_documentation(real: DocumentQA):
     question = "Within how many days does a customer get the money back?"
     assert real.ask(question, "other", "mine").refused
-    shared = real.ask("What does the indent argument of json.dumps do?", "other")
+    shared = real.ask(INDENT, "other")
     assert not shared.refused and all(passage.metadata.get("tenant") is None for passage in shared.passages)
     assert all(hit.passage.metadata.get("tenant") is None for hit in real.ask(question, "other").nearest)
+
+
+def test_documents_about_something_else_take_no_place_from_the_documentation(real: DocumentQA):
+    alone, both = real.ask(INDENT, "acme", "documentation"), real.ask(INDENT, "acme")
+    assert (both.text, both.citations, both.passages) == (alone.text, alone.citations, alone.passages)
+    near = [hit.passage.metadata.get("tenant") for hit in real.retriever("acme").search("a customer who wants the money back", 8)]
+    assert near[0] == "acme"
 
 
 def test_a_stream_ends_in_what_ask_returns(real: DocumentQA):
@@ -497,7 +508,7 @@ EVIL = [("evil.md", "# Refunds\n\nDays in which a customer of Acme gets money ba
 def test_documents_that_give_orders_change_no_answer(real: DocumentQA):
     questions = [("Within how many days does a customer of Acme get the money back?", "mine"),
                  ("When is a voucher given?", "mine"),
-                 ("What does the indent argument of json.dumps do?", "all"), ("How do I sort a list by two keys?", "all")]
+                 (INDENT, "all"), ("How do I sort a list by two keys?", "all")]
     before = [real.ask(question, "acme", source) for question, source in questions]
     for name, start in EVIL:
         for copy in range(2):
