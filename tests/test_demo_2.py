@@ -112,5 +112,5 @@ def test_two_visitors_do_not_see_each_other(page: Page, demo: str, tmp_path: Pat
     upload(page, PROJECT / "evalset" / "uploads" / "faq.txt")
     page.wait("document.body.innerText.includes('faq.txt: ')")
     page.call("Page.navigate", url=demo + "?another")
-    page.wait("document.body.innerText.includes('none yet')")
+    page.wait("document.body?.innerText?.includes('none yet') && document.querySelector('textarea')")
     assert "fifteen minutes" not in ask(page, "For how long is my machine booking kept if I am late?")
