@@ -29,7 +29,8 @@ from nlp_portfolio.llm.grounding import (
     rated_answers,
     summary,
 )
-from nlp_portfolio.llm.rag import Grounded, Ledger
+from nlp_portfolio.llm.ledger import Ledger
+from nlp_portfolio.llm.rag import Grounded
 from nlp_portfolio.retrieval.corpus import Question, questions
 from nlp_portfolio.retrieval.documents import Hit, Passage
 

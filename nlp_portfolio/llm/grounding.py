@@ -17,12 +17,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-# %% ../../nbs/7_llm/37_rag_eval.ipynb #fbc16b14
+# %% ../../nbs/7_llm/37_rag_eval.ipynb #5266509d
 from ..course.datasets import as_text
 from ..course.settings import active
 from .generators import Citation, is_gold, sentence_spans
 from .judge import Judge, best_evidence
-from .rag import RAG, Grounded, Ledger, claims, is_exact
+from .citations import claims, is_exact
+from .ledger import Ledger
+from .rag import RAG, Grounded
 from ..retrieval.corpus import Question
 from ..retrieval.documents import Passage, Retriever, normalized, quotes
 
