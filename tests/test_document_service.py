@@ -141,6 +141,23 @@ def test_tenants_see_their_own_documents_only(http: httpx.Client):
         assert http.delete(f"/documents/{one['document']}", headers={"X-Tenant": tenant}).status_code == 200
 
 
+def test_tenants_at_the_same_time_never_meet(http: httpx.Client):
+    def live(number: int) -> list[str]:
+        tenant, wrong = f"crowd{number}", []
+        for turn in range(3):
+            text = f"# Safe\n\nThe code of the safe is secret{number}x{turn}."
+            assert send(http, "safe.md", text.encode(), tenant).status_code == 200
+            answer = ask(http, "What is the code of the safe?", "mine", tenant)
+            if set(re.findall(r"secret\d+x\d+", json.dumps(answer))) != {f"secret{number}x{turn}"}:
+                wrong.append(answer["answer"])
+            if names(http, tenant) != ["safe.md"]:
+                wrong.append(str(names(http, tenant)))
+        return wrong
+
+    with ThreadPoolExecutor(5) as pool:
+        assert list(pool.map(live, range(5))) == [[]] * 5
+
+
 # what is refused
 
 
@@ -375,10 +392,10 @@ def odd_file(rng: random.Random) -> tuple[dict[str, str], bytes]:
 
 @pytest.mark.required
 def test_fuzz(http: httpx.Client, campaign):
-    rng, statuses, count = random.Random(SEED := 36), {}, campaign.count(400)
+    rng, statuses, count = random.Random(SEED := 36), {}, min(campaign.count(400), 10_000)
     for number in range(count):
-        tenant = rng.choice(["f1", "f2", "f2", "a b", "é".encode(), ""])
-        headers = {"X-Tenant": tenant, **rng.choice([{}, {"X-Deadline-Ms": rng.choice(["x", "9" * 30, "20000"])}])}
+        tenant = rng.choice(["f1", "f2"] * 6 + ["a b", "é".encode(), ""])
+        headers = {"X-Tenant": tenant, **rng.choice([{}, {}, {}, {"X-Deadline-Ms": rng.choice(["x", "9" * 30, "20000"])}])}
         kind = rng.randrange(10)
         if kind < 5:
             answer = http.post(rng.choice(["/ask", "/stream"]), content=odd_body(rng), headers=headers)
