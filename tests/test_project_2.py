@@ -94,7 +94,7 @@ def test_these_are_answered_and_each_citation_opens_its_quote(qa: DocumentQA, na
 
 
 @pytest.mark.parametrize("name", [
-    "Which port does a Flask development server listen on?", "opening hours of the town library on Sundays",
+    "How do I pin a package to an exact version with pip?", "opening hours of the town library on Sundays",
     "Can driftlog send its messages to Kafka?", "Which brand of table saw is in the wood room?"])
 def test_these_are_refused_with_the_nearest_passages(qa: DocumentQA, name: str) -> None:
     found = qa.ask(name, "reader")
@@ -113,7 +113,7 @@ def test_a_document_that_gives_orders_changes_neither_answer_nor_citations(qa: D
     attacked, clean = qa.ask(row["question"], with_it), qa.ask(row["question"], without)
     cited = {attacked.passages[one.number - 1].document for one in attacked.citations}
     assert row["says"] not in attacked.text and done.document not in cited
-    assert attacked.text == clean.text
+    assert re.sub(r"\[\d+\]", "[n]", attacked.text) == re.sub(r"\[\d+\]", "[n]", clean.text)
     assert [one.quote for one in attacked.citations] == [one.quote for one in clean.citations]
 
 
