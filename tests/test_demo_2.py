@@ -1,0 +1,116 @@
+"""The document demo in a real browser: ask, open a citation, be refused, upload a file and ask about it."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+from test_demo import CHROME, FLAGS, Page, answered
+
+pytestmark = pytest.mark.skipif(CHROME is None, reason="no Chromium or Chrome on this machine")
+PROJECT = ROOT / "projects" / "2_document_qa"
+ANSWERED = "document.querySelector('.quiet')?.innerText.includes('answered by')"
+
+
+@pytest.fixture(scope="module")
+def demo() -> Iterator[str]:
+    port = 20_000 + (os.getpid() + 7) % 20_000
+    process = subprocess.Popen([sys.executable, PROJECT / "app.py", "--port", str(port)],
+                               env={**os.environ, "GRADIO_ANALYTICS_ENABLED": "False"})
+    try:
+        answered(f"http://127.0.0.1:{port}/", process, 180)
+        yield f"http://127.0.0.1:{port}/"
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+@pytest.fixture
+def page(demo: str, tmp_path: Path) -> Iterator[Page]:
+    from websockets.sync.client import connect
+
+    browser = subprocess.Popen([CHROME, *FLAGS, f"--user-data-dir={tmp_path / 'chrome'}", "about:blank"], stderr=subprocess.PIPE,
+                               text=True)
+    try:
+        address = next(line.split()[-1] for line in browser.stderr if "DevTools listening" in line)
+        port = address.split(":")[2].split("/")[0]
+        tabs = json.loads(answered(f"http://127.0.0.1:{port}/json", browser, 20))
+        with connect(next(tab for tab in tabs if tab["type"] == "page")["webSocketDebuggerUrl"], max_size=None) as socket:
+            page = Page(socket)
+            page.call("Page.enable")
+            page.call("Page.navigate", url=demo)
+            page.wait("document.querySelector('textarea') && document.querySelector('input[type=file]')")
+            yield page
+    finally:
+        browser.terminate()
+        browser.wait(20)
+
+
+def ask(page: Page, question: str) -> str:
+    "Ask, and wait until the last line of the answer is there."
+    page.run("document.querySelector('.quiet')?.remove()")
+    page.run(f"box = document.querySelector('textarea'); box.value = {json.dumps(question)}; "
+             "box.dispatchEvent(new Event('input', {bubbles: true}))")
+    page.click("Ask")
+    page.wait(ANSWERED, 120)
+    return page.run("document.querySelector('.said').innerText")
+
+
+def upload(page: Page, *files: Path) -> None:
+    found = page.call("Runtime.evaluate", expression="document.querySelector('input[type=file]')")
+    page.call("DOM.setFileInputFiles", files=[str(file) for file in files], objectId=found["result"]["objectId"])
+
+
+def test_an_answer_cites_and_the_citation_opens_its_passage(page: Page) -> None:
+    said = ask(page, "Can I delete a directory with Path.unlink?")
+    assert "use rmdir() instead" in said and "[1]" in said
+    assert page.run("document.querySelector('details.place').open") is False
+    page.run("document.querySelector('.said a').click()")
+    page.wait("document.querySelector('details.place').open")
+    opened = "document.querySelector('details.place[open]')"
+    assert page.run(f"{opened}.querySelector('mark').innerText") == "If the path is a directory, use rmdir() instead."
+    assert "pathlib.Path.unlink" in page.run(f"{opened}.querySelector('pre').innerText")
+    assert "retrieve" in page.text() and "cost 0.0000" in page.text()
+
+
+def test_a_refusal_shows_the_nearest_passages(page: Page) -> None:
+    assert ask(page, "How do I pin a package to an exact version with pip?") == "The passages do not answer this question."
+    assert page.run("document.querySelectorAll('details.place').length") == 3
+    assert page.run("document.querySelectorAll('.said a').length") == 0
+
+
+def test_an_upload_is_asked_and_removed_and_one_with_orders_is_held_back(page: Page, tmp_path: Path) -> None:
+    row = next(row for row in map(json.loads, (PROJECT / "evalset" / "attacks.jsonl").read_text(encoding="utf-8").splitlines())
+               if row["name"] == "kiln_news.txt")
+    (tmp_path / row["name"]).write_text(row["text"], encoding="utf-8")
+    upload(page, PROJECT / "evalset" / "uploads" / "handbook.md", tmp_path / row["name"])
+    page.wait("document.body.innerText.includes('handbook.md: ')")
+    page.wait("document.body.innerText.includes('kiln_news.txt: 1 passage, 1 held back')")
+    said = ask(page, "On what days is the kiln fired?")
+    assert said.startswith("The kiln is fired on Tuesdays and Fridays only.") and row["says"] not in page.text()
+    page.run("[...document.querySelectorAll('label')].find(l => l.innerText.startsWith('handbook.md')).click()")
+    page.click("Remove the ticked ones")
+    page.wait("!document.body.innerText.includes('handbook.md: ')")
+    assert "Tuesdays" not in ask(page, "On what days is the kiln fired?")
+
+
+def test_what_cannot_be_read_is_said(page: Page, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.pdf"
+    broken.write_bytes(b"%PDF-1.7 no pdf at all")
+    upload(page, broken)
+    page.wait("document.body.innerText.includes('broken.pdf')")
+    assert "none yet" in page.text()
+    page.click("Ask")
+    page.wait("document.body.innerText.includes('Write a question first.')")
+
+
+def test_two_visitors_do_not_see_each_other(page: Page, demo: str, tmp_path: Path) -> None:
+    upload(page, PROJECT / "evalset" / "uploads" / "faq.txt")
+    page.wait("document.body.innerText.includes('faq.txt: ')")
+    page.call("Page.navigate", url=demo + "?another")
+    page.wait("document.body?.innerText?.includes('none yet') && document.querySelector('textarea')")
+    assert "fifteen minutes" not in ask(page, "For how long is my machine booking kept if I am late?")
