@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['Rules', 'rule_report', 'Keywords']
 
-# %% ../../nbs/0_start/02_rules_to_llm.ipynb #2a59c483
+# %% ../../nbs/0_start/02_rules_to_llm.ipynb #913ad381
 import re
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -18,7 +19,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from ..course.datasets import as_text
 
-# %% ../../nbs/0_start/02_rules_to_llm.ipynb #0996669f
+# %% ../../nbs/0_start/02_rules_to_llm.ipynb #50af3358
 def _texts(
     texts: Sequence[str],
 ) -> list[str]:
@@ -26,6 +27,17 @@ def _texts(
     if isinstance(texts, str):
         raise TypeError("expected a list of texts, got one string: write [text]")
     return [as_text(text) for text in texts]
+
+
+def _pairs(
+    texts: Sequence[str],
+    labels: ArrayLike,
+) -> tuple[list[str], np.ndarray]:
+    "Texts and labels to learn from. Raises ValueError for unequal lengths and for no texts."
+    texts, labels = _texts(texts), np.asarray(labels)
+    if not texts or len(texts) != len(labels):
+        raise ValueError(f"need at least one text and one label per text, got {len(texts)} texts and {len(labels)} labels")
+    return texts, labels
 
 
 def _compiled(
@@ -39,7 +51,7 @@ def _compiled(
     except re.error as err:
         raise ValueError(f"the pattern {err.pattern!r} is no regular expression: {err.msg}") from err
 
-# %% ../../nbs/0_start/02_rules_to_llm.ipynb #82dab6aa
+# %% ../../nbs/0_start/02_rules_to_llm.ipynb #bca40d1f
 class Rules(ClassifierMixin, BaseEstimator):
     "Pattern rules: the first that is found in a text gives its label. `default` is for texts without a rule; None: the commonest label."
 
@@ -48,10 +60,7 @@ class Rules(ClassifierMixin, BaseEstimator):
 
     def fit(self, texts: Sequence[str], labels: ArrayLike) -> "Rules":
         "Learn the default. Raises ValueError for a broken pattern, no rules, or unequal lengths."
-        texts, labels = _texts(texts), np.asarray(labels)
-        if not len(texts) or len(texts) != len(labels):
-            raise ValueError(f"need one label per text and at least one text, got {len(texts)} texts and {len(labels)} labels")
-        names, counts = np.unique(labels, return_counts=True)
+        names, counts = np.unique(_pairs(texts, labels)[1], return_counts=True)
         self.patterns_ = _compiled(self.rules)
         self.default_ = names[counts.argmax()] if self.default is None else self.default
         self.classes_ = np.unique([*names, self.default_, *(label for _, label in self.rules)])
@@ -65,8 +74,8 @@ class Rules(ClassifierMixin, BaseEstimator):
 
     def predict(self, texts: Sequence[str]) -> np.ndarray:
         "A label for each text."
-        labels = np.array([label for _, label in self.rules] + [self.default_], dtype=object)
-        return labels[self.fired(texts)]
+        fired = self.fired(texts)
+        return np.array([*(label for _, label in self.rules), self.default_], dtype=object)[fired]
 
 # %% ../../nbs/0_start/02_rules_to_llm.ipynb #89eaf659
 def rule_report(
@@ -84,7 +93,7 @@ def rule_report(
         rows.append({"label": label, "fired": len(mine), "right": float((mine == label).mean()) if len(mine) else np.nan})
     return pd.DataFrame(rows, index=[*range(len(rules.rules)), "default"])
 
-# %% ../../nbs/0_start/02_rules_to_llm.ipynb #858ef76c
+# %% ../../nbs/0_start/02_rules_to_llm.ipynb #4e3bd244
 class Keywords(ClassifierMixin, BaseEstimator):
     """Each label has a list of words; a text gets the label most of whose words it holds, the first of equals in alphabetical order,
     and `default` when it holds none. `words` are your own lists; None: the `per_class` most typical words of each label are learnt."""
@@ -93,11 +102,10 @@ class Keywords(ClassifierMixin, BaseEstimator):
         self.words, self.per_class, self.default = words, per_class, default
 
     def fit(self, texts: Sequence[str], labels: ArrayLike) -> "Keywords":
-        "Learn lists and default. Raises ValueError for `per_class` below 1, unequal lengths, or no texts."
-        texts, labels = _texts(texts), np.asarray(labels)
-        if self.per_class < 1 or not len(texts) or len(texts) != len(labels):
-            raise ValueError("need per_class of at least 1 and one label per text, "
-                             f"got {self.per_class}, {len(texts)} texts and {len(labels)} labels")
+        "Learn lists and default. Raises ValueError for `per_class` below 1, no lists, unequal lengths, or no texts."
+        texts, labels = _pairs(texts, labels)
+        if self.per_class < 1 or self.words == {}:
+            raise ValueError(f"need per_class of at least 1 and at least one list, got {self.per_class} and words {self.words}")
         names, counts = np.unique(labels, return_counts=True)
         self.default_ = names[counts.argmax()] if self.default is None else self.default
         found = _typical(texts, labels, self.per_class) if self.words is None else self.words
@@ -117,19 +125,19 @@ class Keywords(ClassifierMixin, BaseEstimator):
         counts, labels = self.votes(texts), np.array(list(self.words_), dtype=object)
         return np.where(counts.max(axis=1, initial=0) > 0, labels[counts.argmax(axis=1)], self.default_)
 
-# %% ../../nbs/0_start/02_rules_to_llm.ipynb #ec3bbac2
+# %% ../../nbs/0_start/02_rules_to_llm.ipynb #6cca725d
 def _typical(
     texts: Sequence[str],
     labels: np.ndarray,
     count: int,
 ) -> dict[str, list[str]]:
     "The words that stand in a label's texts most above expectation, at most `count` a label; only words of at least three texts."
-    least = min(3, len(texts))
-    held = CountVectorizer(binary=True, min_df=least, token_pattern=r"\w+")
-    X = held.fit_transform(texts)
+    counts = Counter(word for text in texts for word in set(re.findall(r"\w+", text.lower())))
+    words = sorted(word for word, n in counts.items() if n >= min(3, len(texts)))
+    X = CountVectorizer(vocabulary=words or ["-"], binary=True, token_pattern=r"\w+").transform(texts)
     names, member = np.unique(labels, return_inverse=True)
     observed = np.array([np.asarray(X[member == i].sum(axis=0)).ravel() for i in range(len(names))])
     expected = np.outer(np.bincount(member) / len(texts), observed.sum(axis=0))
-    strength, words = (observed - expected) / np.sqrt(expected), held.get_feature_names_out()
+    strength = (observed - expected) / np.sqrt(np.maximum(expected, 1e-12))
     best = [[j for j in np.argsort(-row, kind="stable")[:count] if row[j] > 0] for row in strength]
-    return {str(name): [str(words[j]) for j in row] for name, row in zip(names, best, strict=True)}
+    return {str(name): [words[j] for j in row] for name, row in zip(names, best, strict=True)}
