@@ -51,9 +51,10 @@ def _compiled(
     except re.error as err:
         raise ValueError(f"the pattern {err.pattern!r} is no regular expression: {err.msg}") from err
 
-# %% ../../nbs/0_start/02_rules_to_llm.ipynb #bca40d1f
+# %% ../../nbs/0_start/02_rules_to_llm.ipynb #c6c037fa
 class Rules(ClassifierMixin, BaseEstimator):
-    "Pattern rules: the first that is found in a text gives its label. `default` is for texts without a rule; None: the commonest label."
+    """Pattern rules: the first that is found in a text gives its label. `default` is for texts without a rule; None: the
+    commonest label."""
 
     def __init__(self, rules: Sequence[tuple[str, str]], default: str | None = None):
         self.rules, self.default = rules, default
@@ -93,10 +94,10 @@ def rule_report(
         rows.append({"label": label, "fired": len(mine), "right": float((mine == label).mean()) if len(mine) else np.nan})
     return pd.DataFrame(rows, index=[*range(len(rules.rules)), "default"])
 
-# %% ../../nbs/0_start/02_rules_to_llm.ipynb #4e3bd244
+# %% ../../nbs/0_start/02_rules_to_llm.ipynb #b0b03c5c
 class Keywords(ClassifierMixin, BaseEstimator):
-    """Each label has a list of words; a text gets the label most of whose words it holds, the first of equals in alphabetical order,
-    and `default` when it holds none. `words` are your own lists; None: the `per_class` most typical words of each label are learnt."""
+    """Each label has a list of words; a text gets the label most of whose words it holds, the first of equals in alphabetical
+    order, and `default` when it holds none. `words` are your own lists; None: learn the `per_class` most typical ones of each."""
 
     def __init__(self, words: dict[str, Sequence[str]] | None = None, per_class: int = 10, default: str | None = None):
         self.words, self.per_class, self.default = words, per_class, default
@@ -125,13 +126,13 @@ class Keywords(ClassifierMixin, BaseEstimator):
         counts, labels = self.votes(texts), np.array(list(self.words_), dtype=object)
         return np.where(counts.max(axis=1, initial=0) > 0, labels[counts.argmax(axis=1)], self.default_)
 
-# %% ../../nbs/0_start/02_rules_to_llm.ipynb #6cca725d
+# %% ../../nbs/0_start/02_rules_to_llm.ipynb #a9677d8a
 def _typical(
     texts: Sequence[str],
     labels: np.ndarray,
     count: int,
 ) -> dict[str, list[str]]:
-    "The words that stand in a label's texts most above expectation, at most `count` a label; only words of at least three texts."
+    "The words that stand in a label's texts most above expectation, at most `count`; only words of at least three texts."
     counts = Counter(word for text in texts for word in set(re.findall(r"\w+", text.lower())))
     words = sorted(word for word, n in counts.items() if n >= min(3, len(texts)))
     X = CountVectorizer(vocabulary=words or ["-"], binary=True, token_pattern=r"\w+").transform(texts)
