@@ -19,7 +19,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from ..course.datasets import as_text
 
-# %% ../../nbs/0_start/02_rules_to_llm.ipynb #50af3358
+# %% ../../nbs/0_start/02_rules_to_llm.ipynb #5d99d5a2
 def _texts(
     texts: Sequence[str],
 ) -> list[str]:
@@ -40,6 +40,14 @@ def _pairs(
     return texts, labels
 
 
+def _commonest(
+    labels: np.ndarray,
+) -> str:
+    "The label of most texts, the first of equals in alphabetical order."
+    names, counts = np.unique(labels, return_counts=True)
+    return names[counts.argmax()]
+
+# %% ../../nbs/0_start/02_rules_to_llm.ipynb #bd5ba2d4
 def _compiled(
     rules: Sequence[tuple[str, str]],
 ) -> list[re.Pattern]:
@@ -51,7 +59,7 @@ def _compiled(
     except re.error as err:
         raise ValueError(f"the pattern {err.pattern!r} is no regular expression: {err.msg}") from err
 
-# %% ../../nbs/0_start/02_rules_to_llm.ipynb #c6c037fa
+# %% ../../nbs/0_start/02_rules_to_llm.ipynb #dac0beca
 class Rules(ClassifierMixin, BaseEstimator):
     """Pattern rules: the first that is found in a text gives its label. `default` is for texts without a rule; None: the
     commonest label."""
@@ -61,10 +69,10 @@ class Rules(ClassifierMixin, BaseEstimator):
 
     def fit(self, texts: Sequence[str], labels: ArrayLike) -> "Rules":
         "Learn the default. Raises ValueError for a broken pattern, no rules, or unequal lengths."
-        names, counts = np.unique(_pairs(texts, labels)[1], return_counts=True)
+        labels = _pairs(texts, labels)[1]
         self.patterns_ = _compiled(self.rules)
-        self.default_ = names[counts.argmax()] if self.default is None else self.default
-        self.classes_ = np.unique([*names, self.default_, *(label for _, label in self.rules)])
+        self.default_ = _commonest(labels) if self.default is None else self.default
+        self.classes_ = np.unique([*labels, self.default_, *(label for _, label in self.rules)])
         return self
 
     def fired(self, texts: Sequence[str]) -> np.ndarray:  # int, shape (texts,)
@@ -94,7 +102,7 @@ def rule_report(
         rows.append({"label": label, "fired": len(mine), "right": float((mine == label).mean()) if len(mine) else np.nan})
     return pd.DataFrame(rows, index=[*range(len(rules.rules)), "default"])
 
-# %% ../../nbs/0_start/02_rules_to_llm.ipynb #b0b03c5c
+# %% ../../nbs/0_start/02_rules_to_llm.ipynb #52fe2202
 class Keywords(ClassifierMixin, BaseEstimator):
     """Each label has a list of words; a text gets the label most of whose words it holds, the first of equals in alphabetical
     order, and `default` when it holds none. `words` are your own lists; None: learn the `per_class` most typical ones of each."""
@@ -105,10 +113,8 @@ class Keywords(ClassifierMixin, BaseEstimator):
     def fit(self, texts: Sequence[str], labels: ArrayLike) -> "Keywords":
         "Learn lists and default. Raises ValueError for `per_class` below 1, no lists, unequal lengths, or no texts."
         texts, labels = _pairs(texts, labels)
-        if self.per_class < 1 or self.words == {}:
-            raise ValueError(f"need per_class of at least 1 and at least one list, got {self.per_class} and words {self.words}")
-        names, counts = np.unique(labels, return_counts=True)
-        self.default_ = names[counts.argmax()] if self.default is None else self.default
+        _check_lists(self.words, self.per_class)
+        self.default_ = _commonest(labels) if self.default is None else self.default
         found = _typical(texts, labels, self.per_class) if self.words is None else self.words
         self.words_ = {label: list(words) for label, words in sorted(found.items())}
         self.classes_ = np.unique([*self.words_, self.default_])
@@ -118,15 +124,24 @@ class Keywords(ClassifierMixin, BaseEstimator):
         "How many different words of each list a text holds."
         check_is_fitted(self)
         lists = [frozenset(word.lower() for word in words) for words in self.words_.values()]
-        held = [set(re.findall(r"\w+", text.lower())) for text in _texts(texts)]
-        return np.array([[len(words & own) for own in lists] for words in held], dtype=int).reshape(len(held), len(lists))
+        held = (set(re.findall(r"\w+", text.lower())) for text in _texts(texts))
+        return np.array([[len(words & own) for own in lists] for words in held], dtype=int).reshape(-1, len(lists))
 
     def predict(self, texts: Sequence[str]) -> np.ndarray:
         "A label for each text."
         counts, labels = self.votes(texts), np.array(list(self.words_), dtype=object)
         return np.where(counts.max(axis=1, initial=0) > 0, labels[counts.argmax(axis=1)], self.default_)
 
-# %% ../../nbs/0_start/02_rules_to_llm.ipynb #a9677d8a
+# %% ../../nbs/0_start/02_rules_to_llm.ipynb #3f6a2c08
+def _check_lists(
+    words: dict[str, Sequence[str]] | None,
+    per_class: int,
+) -> None:
+    "Raises ValueError where there could be no list."
+    if per_class < 1 or words == {}:
+        raise ValueError(f"need per_class of at least 1 and at least one list, got {per_class} and words {words}")
+
+
 def _typical(
     texts: Sequence[str],
     labels: np.ndarray,

@@ -13,12 +13,13 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-# %% ../../nbs/7_llm/38_which_model.ipynb #f7653a41
+# %% ../../nbs/7_llm/38_which_model.ipynb #ad04c3cf
 def pareto_front(
     less: ArrayLike,  # what should be small, a number a candidate: milliseconds, cost
     more: ArrayLike,  # what should be large: quality
 ) -> np.ndarray:  # bool, shape (candidates,)
-    "Candidates that no other beats: none is as good in both and better in one. What was not measured (NaN) is never on the front."
+    """Candidates that no other beats: none is as good in both and better in one. What was not measured (NaN) is never on the
+    front. Raises ValueError for unequal lengths."""
     a, b = np.asarray(less, dtype=float), np.asarray(more, dtype=float)
     if a.shape != b.shape or a.ndim != 1:
         raise ValueError(f"need one number of each kind a candidate, got shapes {a.shape} and {b.shape}")
