@@ -182,6 +182,20 @@ def test_an_adapter_needs_less_memory_to_train() -> None:
     assert lora.training_mb(small, rows * 4) > lora.training_mb(small, rows)
 
 
+def test_counting_a_step_frees_what_it_counted() -> None:
+    model, kept = lora.lora_classifier(LABELS, rank=4), []
+
+    def remember(module: object, given: object, out: object) -> None:
+        if isinstance(out, torch.Tensor):
+            kept.append(out.untyped_storage()._weak_ref())
+
+    hooks = [module.register_forward_hook(remember) for module in model.modules()]
+    lora.training_mb(model, lora.token_rows(model, TEXTS))
+    for hook in hooks:
+        hook.remove()
+    assert len(kept) > 20 and sum(not torch.UntypedStorage._expired(one) for one in kept) == 0
+
+
 def test_round_trip_in_fp16(trained: lora.EncoderClassifier, folder: Path) -> None:
     again, texts = lora.load_adapter(folder), [*TEXTS, "something else", "card transfer pin"]
     assert lora.predict(again, texts) == lora.predict(trained, texts)

@@ -136,7 +136,7 @@ def _execute(copy: Path, done: Path, folder: Path, profile: str | None, limit: f
         papermill.execute_notebook(
             copy, done, parameters={"profile": profile} if profile else {}, cwd=folder, progress_bar=bar,
             timeout_func=lambda cell: max(0.01, deadline - time.monotonic()), kernel_name="python3",
-            language="python", extra_arguments=["--log-level=CRITICAL"])
+            language="python", request_save_on_cell_execute=False, extra_arguments=["--log-level=CRITICAL"])
     except PapermillExecutionError as err:
         trace = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(err.traceback))
         return err.source, f"{err.ename}: {err.evalue}\n{trace}"
