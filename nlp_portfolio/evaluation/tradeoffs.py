@@ -5,8 +5,7 @@
 # %% auto #0
 __all__ = ['LIMITS', 'pareto_front', 'Requirements', 'obstacles', 'decide']
 
-# %% ../../nbs/7_llm/38_which_model.ipynb #9e297e91
-from collections.abc import Sequence
+# %% ../../nbs/7_llm/38_which_model.ipynb #a73c845b
 from dataclasses import dataclass
 
 import numpy as np
