@@ -91,6 +91,11 @@ def test_strength_is_observed_against_expected():
     assert learnt == {"delivery": ["parcel"], "refund": ["money"]}  # "the" is as often as expected
 
 
+def test_a_frequent_word_may_be_more_typical_than_a_rare_one():
+    texts = ["late rare"] * 3 + ["late"] * 7 + ["-"] * 2 + ["late"] * 2 + ["-"] * 10  # late: 10 for 6 expected; rare: 3 for 1.5
+    assert Keywords(per_class=1).fit(texts, ["x"] * 12 + ["y"] * 12).words_["x"] == ["late"]
+
+
 def test_own_lists_vote_with_different_words_once():
     model = Keywords({"b": ["Late", "parcel"], "a": ["refund"]}, default="none").fit(["x"], ["none"])
     assert model.votes(["late late parcel refund", ""]).tolist() == [[1, 2], [0, 0]]

@@ -78,6 +78,11 @@ def test_what_nobody_measured_is_never_chosen():
     assert choice is None and verdicts.loc["hosted", "verdict"] == "out: quality was not measured"
 
 
+def test_within_the_margin_the_cheaper_one_is_chosen_even_if_it_is_slower():
+    slow = TABLE.assign(p95_ms=TABLE["p95_ms"].where(TABLE.index != "small encoder", 90.0))
+    assert decide(slow, Requirements(), 0.01)[0] == "small encoder"
+
+
 def test_verdicts_of_those_that_fit():
     verdicts = decide(TABLE, Requirements(), 0.01)[1]["verdict"]
     assert verdicts["encoder"] == "fits, as good within the margin, and dearer"
