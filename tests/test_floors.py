@@ -3,6 +3,7 @@
 import ast
 import importlib.util
 import inspect
+import json
 import re
 import statistics
 import subprocess
@@ -12,6 +13,8 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+
+from nlp_portfolio.course.runner import course_notebooks
 
 PACKAGE = Path(__file__).resolve().parent.parent / "nlp_portfolio"
 FLOORS = [{"course"}, {"text", "evaluation"}, {"classic", "labels"}, {"neural"}, {"retrieval"}, {"llm"}, {"safety"},
@@ -141,6 +144,30 @@ def test_every_import_of_the_library_is_a_named_dependency():
             if not {one.lower().replace("_", "-") for one in distributions.get(top, [top])} & named:
                 missing.setdefault(top, file.name)
     assert missing == {}
+
+
+def lesson_code(file: Path) -> str:
+    "The code of a notebook as a module; lines that only IPython reads become `pass`."
+    cells = json.loads(file.read_text(encoding="utf-8"))["cells"]
+    code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+    return re.sub(r"^([ \t]*)[%!?].*$", r"\1pass", code, flags=re.M)
+
+
+def installed_by(file: Path) -> set[str]:
+    "Distributions that a notebook's install line brings, the core's and the laboratory's included."
+    project = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    found = re.search(r"nlp-portfolio\[([\w,]+)\] @ ", file.read_text(encoding="utf-8"))
+    extras = [*(found[1].split(",") if found else ()), "lab"]
+    wanted = [*project["dependencies"], *(one for extra in extras for one in project["optional-dependencies"][extra])]
+    return {re.match(r"[\w.-]+", one)[0].lower() for one in wanted}
+
+
+@pytest.mark.parametrize("file", course_notebooks(PACKAGE.parent, lessons_only=True), ids=lambda file: file.stem)
+def test_every_import_of_a_lesson_is_on_its_install_line(file):
+    distributions, ours = metadata.packages_distributions(), {"nlp_portfolio", *sys.stdlib_module_names}
+    tops = {name.split(".")[0] for name in imported(lesson_code(file), "x")} - ours - {"", "google"}
+    named, brings = installed_by(file), lambda top: {one.lower().replace("_", "-") for one in distributions.get(top, [top])}
+    assert [top for top in sorted(tops) if not brings(top) & named] == []
 
 
 # ---- documentation

@@ -24,7 +24,6 @@ from tiny_llm import NO_SYSTEM, make_model
 
 from nlp_portfolio.llm import generators
 from nlp_portfolio.llm.generators import (
-    LONGEST,
     REFUSAL,
     Example,
     LLMError,
@@ -39,7 +38,6 @@ from nlp_portfolio.llm.generators import (
     load_model,
     measure_quoting,
     orders,
-    sentence_spans,
     until,
     weights_file,
 )
@@ -394,6 +392,20 @@ def test_what_is_no_address(url):
         Server(url, "m")
 
 
+def test_a_closed_stream_ends_the_work_of_the_server(address):
+    seen = lambda: httpx.get(f"{address}/seen").json()  # noqa: E731
+    before = seen()
+    with llm(f"openai:tiny@{address}/v1").stream(ASKED, max_tokens=300, temperature=1.0, seed=77) as stream:
+        next(stream)
+        now = seen()
+        assert (now["open"] - before["open"], now["closed"] - before["closed"]) == (1, 0)
+    deadline = time.monotonic() + 20
+    while (now := seen())["closed"] == before["closed"] and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert (now["closed"] - before["closed"], now["whole"] - before["whole"]) == (1, 0)  # it ended, and not because it was done
+    assert stream.result is None
+
+
 def test_a_small_context_is_held_by_an_estimate(address):
     found = llm(f"openai:tiny@{address}/v1", context=100).generate(replace(ASKED, system="Answer."), max_tokens=5)
     assert found.clipped and found.prompt_tokens < 200
@@ -424,46 +436,6 @@ def test_a_folder_without_a_model(tmp_path):
         llm(str(tmp_path))
 
 
-# ---- sentences
-
-
-passages_of_text = st.lists(st.text(max_size=80) | st.lists(st.sampled_from(
-    ["The cat sat.", "It ran (e.g. home).", "Dr. Fox", "slept .", "Is it 3.5?",
-     "\n\n", "\n* ", "\n", "1.", ">>> x", "word " * 99]),
-    max_size=8).map(" ".join), max_size=4)
-
-
-@given(passages_of_text.map("\n".join))
-def test_sentences_cover_every_letter_once(text):
-    spans = sentence_spans(text)
-    assert all(left[1] <= right[0] for left, right in zip(spans, spans[1:], strict=False))
-    assert all(text[start:end] == text[start:end].strip() and 0 < end - start <= LONGEST for start, end in spans)
-    covered = "".join(text[start:end] for start, end in spans)
-    assert [one for one in covered if one.isalnum()] == [one for one in text if one.isalnum()]
-
-
-@pytest.mark.parametrize(("text", "sentences"), [
-    ("It runs. It stops.", ["It runs.", "It stops."]),
-    ("Use a list (e.g. Python lists). Dr. Fox said \"no.\" \"Yes\" is better.",
-     ["Use a list (e.g. Python lists).", "Dr. Fox said \"no.\"", "\"Yes\" is better."]),
-    ("Title\n\nBroken\nline 3.5 ends. str.find returns -1.", ["Title", "Broken\nline 3.5 ends.", "str.find returns -1."]),
-    ("Kinds:\n* one thing\n* two things\n", ["Kinds:", "* one thing", "* two things"]),
-    ("It was old .  They left .", ["It was old .", "They left ."]),
-    (">>> x = 1. \n>>> Y", [">>> x = 1. \n>>> Y"]),
-    ("", []), (" \n ... \0", []),
-])
-def test_where_sentences_end(text, sentences):
-    assert [text[start:end] for start, end in sentence_spans(text)] == sentences
-
-
-def test_long_texts_are_split_quickly():
-    started = time.monotonic()
-    for text in ("word " * 10**5, "\n" * 10**5, "." * 10**5, " " * 10**5 + "x", "x" * 10**5, ". A" * 10**5, '."' * 10**5):
-        sentence_spans(text)
-        orders(text)
-    assert time.monotonic() - started < 10
-
-
 # ---- orders in passages
 
 
@@ -486,6 +458,13 @@ ATTACKS = [
 FRANCE = (passage("Paris is the capital of France. It lies on the Seine.", "paris", "Paris"),
           passage("Lyon is a city in France. It has two rivers.", "lyon", "Lyon"))
 CAPITAL = "What is the capital of France?"
+
+
+def test_long_texts_are_read_quickly():
+    started = time.monotonic()
+    for text in ("word " * 10**5, "\n" * 10**5, " " * 10**5 + "x", ". A" * 10**5, "ignore " * 10**5, "in the answer " * 10**4):
+        orders(text)
+    assert time.monotonic() - started < 10
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
@@ -519,6 +498,12 @@ def test_quote_may_answer_a_question_about_such_words():
 
 
 # ---- quoting
+
+
+passages_of_text = st.lists(st.text(max_size=80) | st.lists(st.sampled_from(
+    ["The cat sat.", "It ran (e.g. home).", "Dr. Fox", "slept .", "Is it 3.5?",
+     "\n\n", "\n* ", "\n", "1.", ">>> x", "word " * 99]),
+    max_size=8).map(" ".join), max_size=4)
 
 
 def hashed(texts, keep=True):
@@ -593,6 +578,23 @@ def test_quote_answers_from_a_huge_passage(no_model):
     found = Quoting(threshold=0).generate(Prompt("How do zebras sleep?", (huge,)))
     assert "Zebras sleep standing." in [one.quote for one in found.citations]
     assert time.monotonic() - started < 15
+
+
+@pytest.mark.parametrize("number", [1, 8, 60])
+def test_few_sentences_of_a_prompt_are_embedded(number, no_model, monkeypatch):
+    seen, batches = [], []
+
+    def counted(texts, keep=True):
+        seen.extend(texts)
+        batches.append([len(text) for text in texts])
+        return hashed(texts)
+
+    monkeypatch.setattr(generators, "embed", counted)
+    bodies = [passage(" ".join(f"Town {n} has {size} bridges." for size in range(60)), f"p{n}") for n in range(number)]
+    found = Quoting(threshold=0).generate(Prompt("How many bridges has the town?", tuple(bodies)))
+    assert found.citations
+    assert number < len(seen) == len(set(seen)) <= max(generators.WIDEST, number) + number
+    assert all(len(batch) <= 8 and batch == sorted(batch) for batch in batches)
 
 
 def examples(count: int = 60) -> list[Example]:

@@ -324,6 +324,7 @@ def test_html_shows_the_quote_and_runs_nothing():
     parser.feed(shown)
     assert set(tags) == {"p", "b", "pre", "mark"}
     assert "<mark>list.index raises ValueError.</mark>" in shown
+    assert marked("a<b>&</b>c", [(1, 9)]) == "a<mark>&lt;b&gt;&amp;&lt;/b&gt;</mark>c"
     assert "<li>&lt;b&gt;title&lt;/b&gt;</li>" in snippets(Grounded("?", REFUSAL, refused=True, nearest=(Hit(bad, 1.0),)))
 
 

@@ -156,3 +156,12 @@ def test_gpu_is_what_nvidia_smi_says(monkeypatch, answer, found):
 def test_device_without_torch_is_the_cpu(monkeypatch):
     monkeypatch.setattr(st.util, "find_spec", lambda _: None)
     assert st.device.__wrapped__() == "cpu"
+
+
+def test_the_environment_names_the_generator_before_the_file(tmp_path, monkeypatch):
+    (tmp_path / "settings.ini").write_text("[course]\nllm = instruct\n", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("NLP_PORTFOLIO_LLM", raising=False)
+    assert st.settings("smoke").llm == "instruct"
+    monkeypatch.setenv("NLP_PORTFOLIO_LLM", "quote")
+    assert st.settings("smoke").llm == "quote"

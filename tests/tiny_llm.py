@@ -1,5 +1,6 @@
 """Tiny models that write nonsense, made in a second, and a server that runs one: what the tests of generators stand on."""
 
+import asyncio
 import json
 import sys
 import time
@@ -55,10 +56,11 @@ def app(folder: str):
     "A server for the model in a folder. Other paths than /v1 misbehave, each in its way."
     from fastapi import FastAPI, Request
     from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
+    from starlette.concurrency import run_in_threadpool
 
     from nlp_portfolio.llm.generators import Prompt, load_model
 
-    api, model, seen = FastAPI(), load_model(folder), {"busy": 0, "date": 0, "open": 0, "closed": 0}
+    api, model, seen = FastAPI(), load_model(folder), {"busy": 0, "date": 0, "open": 0, "closed": 0, "whole": 0}
     api.state.seen = seen
 
     def answer(body: dict):
@@ -73,16 +75,17 @@ def app(folder: str):
                     "usage": {"prompt_tokens": found.prompt_tokens, "completion_tokens": found.completion_tokens}}
         stream = model.stream(prompt, **wish)
 
-        def events():
+        async def events():  # asynchronous, so that whoever leaves cancels it at once, in the step it is in
             seen["open"] += 1
             try:
-                for piece in stream:
+                while (piece := await run_in_threadpool(next, stream, None)) is not None:
                     yield f"data: {json.dumps({'choices': [{'delta': {'content': piece}}]})}\n\n"
-                    time.sleep(body.get("seed") == 77 and .05)
+                    await asyncio.sleep(body.get("seed") == 77 and .1)
                 found = stream.result
                 yield f"data: {json.dumps({'choices': [{'delta': {}, 'finish_reason': found.finish}]})}\n\n"
                 usage = {"prompt_tokens": found.prompt_tokens, "completion_tokens": found.completion_tokens}
                 yield f"data: {json.dumps({'choices': [], 'usage': usage})}\n\ndata: [DONE]\n\n"
+                seen["whole"] += 1
             finally:
                 stream.close()
                 seen["closed"] += 1

@@ -11,7 +11,7 @@ import os
 import platform
 import shutil
 import subprocess
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import cache
 from importlib import resources, util
 from pathlib import Path
@@ -65,7 +65,7 @@ PROFILES = ("smoke", "cpu", "full")
 
 @dataclass(frozen=True)
 class Settings:
-    "What a run uses. Row limits count rows, `bootstrap` counts resamples, `batch_size` counts texts."
+    "What a run uses. Row limits count rows, `bootstrap` counts resamples, `batch_size` texts; `llm` is a name for `llm.generators.llm`."
 
     profile: str
     seed: int
@@ -74,6 +74,7 @@ class Settings:
     bootstrap: int
     batch_size: int
     encoder: str
+    llm: str = field(default="quote", repr=False)
 
     @property
     def device(self) -> str:
@@ -123,6 +124,7 @@ def settings(
     ini = _read(Path(str(resources.files("nlp_portfolio") / "data/settings.ini")), *([own] if own else []))
     name = _choose(profile, ini)
     rest = {f.name: _value(ini, name, f.name, int if f.type in (int, "int") else str) for f in fields(Settings)[1:]}
+    rest["llm"] = os.environ.get("NLP_PORTFOLIO_LLM") or rest["llm"]
     _active[:] = [Settings(name, **rest)]
     return _active[0]
 

@@ -24,7 +24,7 @@ import numpy as np
 if TYPE_CHECKING:
     from nlp_portfolio.llm.rag import Grounded
 
-# %% ../../nbs/course/llm/ledger.ipynb #c0212928
+# %% ../../nbs/course/llm/ledger.ipynb #2a7c8c3b
 class Clock:
     "Seconds by stage; the time that a reader of a stream takes is nobody's."
 
@@ -32,6 +32,7 @@ class Clock:
         self.seconds = {"retrieve": 0.0, "generate": 0.0, "check": 0.0}
 
     def run(self, stage: str, work: Callable[[], Any]) -> Any:
+        "What `work` gives; its seconds are added to the stage."
         started = time.perf_counter()
         try:
             return work()
@@ -39,6 +40,7 @@ class Clock:
             self.seconds[stage] += time.perf_counter() - started
 
     def total(self) -> dict[str, float]:
+        "The seconds of each stage and their sum."
         return {**self.seconds, "total": sum(self.seconds.values())}
 
 # %% ../../nbs/course/llm/ledger.ipynb #a392e58b
