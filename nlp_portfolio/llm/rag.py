@@ -211,14 +211,15 @@ class RAG:
         retriever: Retriever,  # where passages come from
         generator: Generator | None = None,  # who writes; None: Quoting
         *,
-        k: int = 8,  # passages that are read
+        k: int | None = None,  # passages that are read; None: 2 where Quoting answers, else 8
         supports: Callable[[str, str], bool] | None = None,  # (sentence, quote) -> bool; None: shares_words
         prices: Prices = FREE,
         max_tokens: int = 256,  # of an answer
         system: str | None = None,  # instructions; None: those of Prompt
         ledger: Ledger | None = None,  # gets a row for each answer
     ):
-        self.retriever, self.generator, self.k = guarded(retriever), generator or Quoting(), _count(k)
+        self.retriever, self.generator = guarded(retriever), generator or Quoting()
+        self.k = _count(k if k is not None else 2 if isinstance(self.generator, Quoting) else 8)  # the sections below choose 2
         self.supports, self.prices, self.ledger = supports or shares_words, prices, ledger
         self.max_tokens, self.system = max_tokens, system
 
@@ -235,8 +236,8 @@ class RAG:
 def _pieces(rag: RAG, question: str, where: Where | None) -> Iterator[str]:
     "Search, then the sentences of the answer; gives back the Grounded, once it is in the ledger."
     clock = Clock()
-    hits = clock.run("retrieve", lambda: rag.retriever.search(question, rag.k, where))
-    found = Grounded(question, REFUSAL, passages=tuple(hit.passage for hit in hits), refused=True, nearest=tuple(hits[:5]),
+    hits = clock.run("retrieve", lambda: rag.retriever.search(question, max(rag.k, 5), where))
+    found = Grounded(question, REFUSAL, passages=tuple(hit.passage for hit in hits[: rag.k]), refused=True, nearest=tuple(hits[:5]),
                      seconds=clock.total(), prompt_tokens=0, completion_tokens=0, cost=0.0)
     if hits:
         found = yield from _generated(rag, found, clock)
