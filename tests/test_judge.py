@@ -87,7 +87,7 @@ def judge() -> Judge:
 
 def test_the_shipped_judge_tells_support_from_denial(judge):
     claims = [FACT, "The Danube flows through Vienna and then reaches Budapest.", FACT.replace(" is ", " is not "),
-              FACT.replace("2850", "2350"), "Bread is best with butter."]
+              FACT.replace("Vienna", "Linz"), "Bread is best with butter."]
     assert [judge.supports(claim, FACT) for claim in claims] == [True, True, False, False, False]
 
 

@@ -216,16 +216,15 @@ def summary(
         rows[name] = {"value": one.estimate, "low": one.low, "high": one.high, "rows": len(values), "target": TARGETS.get(name, math.nan)}
     return pd.DataFrame.from_dict(rows, orient="index")
 
-# %% ../../nbs/7_llm/37_rag_eval.ipynb #fc5877df
+# %% ../../nbs/7_llm/37_rag_eval.ipynb #a48568a2
 def failure_log(
     frame: "pd.DataFrame",  # of `evaluate`
     file: Path | str,  # a CSV, replaced
 ) -> "pd.DataFrame":  # the rows written, worst help first
     "Write everything that is not right, with two empty columns to fill: cause and owner."
     columns = ["bucket", "kind", "question", "text", "found", "precision", "recall", "helpfulness"]
-    failures = frame.loc[frame["bucket"] != "right", columns].sort_values(["helpfulness", "bucket"]).assign(cause="", owner="")
-    failures["text"] = failures["text"].map(_plain)
-    failures["question"] = failures["question"].map(_plain)
+    failures = frame.loc[frame["bucket"] != "right", columns].sort_values(["helpfulness", "bucket"])
+    failures = failures.assign(text=failures["text"].map(_plain), question=failures["question"].map(_plain), cause="", owner="")
     failures.to_csv(file, encoding="utf-8")
     return failures
 
