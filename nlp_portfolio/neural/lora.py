@@ -529,7 +529,7 @@ def measure_in_fresh_process(
 def _at_hand(metrics: Mapping[str, Any], task: str) -> bool:
     "Whether the rows that a card was measured on can be loaded here; says why not."
     try:
-        rows = load(task, metrics["split"], source=metrics["source"])
+        rows = load(read_card(task)["data"]["name"], metrics["split"], source=metrics["source"])
     except (KeyError, ValueError) as err:
         print(f"{task}: not measured again ({err})", file=sys.stderr)
         return False
