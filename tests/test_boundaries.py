@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from fastapi import HTTPException
 
+from nlp_portfolio.cases.document_qa import DocumentQA, NotThere, readable_question
 from nlp_portfolio.cases.tickets import TicketTagger, readable
 from nlp_portfolio.classic.baseline import clean, find_copies, load_model, nb_logreg, tfidf_logreg
 from nlp_portfolio.classic.features import char_ngrams, word_ngrams
@@ -22,6 +23,8 @@ from nlp_portfolio.course.models import encoder
 from nlp_portfolio.evaluation import errors, metrics
 from nlp_portfolio.evaluation.ranking import recall_at_k
 from nlp_portfolio.llm.generators import REFUSAL, Prompt, llm, orders
+from nlp_portfolio.llm.grounding import fact_check
+from nlp_portfolio.llm.judge import Judge
 from nlp_portfolio.llm.prompts import InvalidAnswer, Template, one_of, parse
 from nlp_portfolio.llm.rag import RAG
 from nlp_portfolio.neural.lora import load_adapter, predict
@@ -32,6 +35,7 @@ from nlp_portfolio.retrieval.hybrid import Bm25, Dense, Fused
 from nlp_portfolio.retrieval.index import Index
 from nlp_portfolio.retrieval.ingest import Unreadable, read_bytes, read_document
 from nlp_portfolio.retrieval.vectors import embed, embed_query
+from nlp_portfolio.safety.policy import PolicyError, decide, load_policy, parse_policy
 from nlp_portfolio.serving.app import Limits, read_texts
 from nlp_portfolio.text.sentences import sentence_spans
 
@@ -107,11 +111,23 @@ def fused():
     return Fused([Bm25(cut), Dense(cut, np.eye(2), lambda text: np.array([1.0, 0.0]))], (0.3, 0.7))
 
 
+@pytest.fixture(scope="module")
+def qa(tmp_path_factory):
+    found = DocumentQA.open(tmp_path_factory.mktemp("qa"), "quote", documentation=False)
+    found.ingest("kiln.txt", b"The kiln is fired on Tuesdays.", "me")
+    return found
+
+
+@pytest.fixture(scope="module")
+def judge():
+    return Judge.load()
+
+
 @pytest.fixture
-def here(tmp_path, minilm, fitted, adapter, tagger, index, fused):
+def here(tmp_path, minilm, fitted, adapter, tagger, index, fused, qa, judge):
     "What the calls of the table need."
     return SimpleNamespace(folder=tmp_path, minilm=minilm, fitted=fitted, adapter=adapter, tagger=tagger, index=index,
-                           fused=fused)
+                           fused=fused, qa=qa, judge=judge)
 
 
 def raw(x):
@@ -173,6 +189,9 @@ RUNS, BOTH = ["It runs."], ["It runs.", "It stops."]
 
 NO_GENERATOR = error(ValueError, "unknown generator")
 NO_ANSWER = error(InvalidAnswer, "there is no JSON object in it")
+NO_TENANT = error(ValueError, "a tenant's name has 1 to 64 plain letters")
+NO_PASSAGE = error(NotThere, "there is no such passage")
+ZERO_SCORES = dict.fromkeys((one.name for one in load_policy().categories), 0.0)
 TICKET = Template("ticket", 1, "<ticket>{text}</ticket>")
 
 # function: how it is called, with which inputs, and the answers to empty, huge, non-string, NaN, surrogate, NUL
@@ -296,6 +315,30 @@ TABLE = {
         NO_ANSWER, error(InvalidAnswer, "more than 50,000 characters"), NO_TEXT, NO_TEXT, NO_ANSWER, NO_ANSWER)),
     "ask question": (lambda at, x: RAG(Bm25(at.fused.retrievers[0].passages)).ask(x).text, TEXTS, row(
         REFUSAL, error(ValueError, "at most 4,000 characters"), NO_TEXT, NO_TEXT, REFUSAL, REFUSAL)),
+    "Judge.score": (lambda at, x: at.judge.supports(x, "It runs fast."), TEXTS,
+                    row(False, False, NO_TEXT, NO_TEXT, False, False)),
+    "Judge.score evidence": (lambda at, x: at.judge.supports("It runs fast.", x), TEXTS,
+                             row(False, False, NO_TEXT, NO_TEXT, False, False)),
+    "fact_check": (lambda at, x: len(fact_check(x, at.fused.retrievers[0], at.judge)), TEXTS,
+                   row(0, 841, NO_TEXT, NO_TEXT, 1, 1)),
+    "readable_question": (lambda at, x: readable_question(x), TEXTS,
+                          row("", TEXTS["huge"][:1999], NO_TEXT, NO_TEXT, "half ?", "a b")),
+    "DocumentQA.ask": (lambda at, x: at.qa.ask(x, "me").text, TEXTS, row(REFUSAL, REFUSAL, NO_TEXT, NO_TEXT, REFUSAL, REFUSAL)),
+    "DocumentQA tenant": (lambda at, x: at.qa.ask("When?", x), TEXTS,
+                          row(NO_TENANT, NO_TENANT, NO_TEXT, NO_TEXT, NO_TENANT, NO_TENANT)),
+    "DocumentQA.ingest": (lambda at, x: at.qa.ingest("b.txt", raw(x), "me").passages, TEXTS, row(
+        error(Unreadable, "it is empty"), 500, error(TypeError, "expected bytes, got int"),
+        error(TypeError, "expected bytes, got float"), error(Unreadable, "save it as UTF-8"), error(Unreadable, "not a text file"))),
+    "DocumentQA.ingest name": (lambda at, x: at.qa.ingest(x, b"It runs.", "me"), TEXTS, row(
+        NO_ENDING, error(Unreadable, "word"), error(TypeError, "expected a file name as text"),
+        error(TypeError, "expected a file name as text"), NO_ENDING, NO_ENDING)),
+    "DocumentQA.passage": (lambda at, x: at.qa.passage(x, "me"), TEXTS, row(
+        NO_PASSAGE, NO_PASSAGE, NO_TEXT, NO_TEXT, NO_PASSAGE, NO_PASSAGE)),
+    "parse_policy": (lambda at, x: parse_policy(x), TEXTS, row(
+        error(PolicyError, "a policy is a mapping"), error(PolicyError, "at most 100000"), NO_TEXT, NO_TEXT,
+        error(PolicyError, "this is no YAML"), error(PolicyError, "this is no YAML"))),
+    "decide score": (lambda at, x: decide(ZERO_SCORES | {"toxicity": x}, [], load_policy()).action, TEXTS, row("block")),
+    "decide category": (lambda at, x: decide(ZERO_SCORES | {x: 0.5}, [], load_policy()).action, TEXTS, row("block")),
 }
 
 

@@ -343,8 +343,9 @@ class DocumentQA:
         tenant: str,  # who asks
     ) -> Opened:
         "A passage in its document. Raises NotThere where this tenant has none with this id, or has no longer."
+        id = as_text(id).encode("utf-8", "replace").decode("utf-8")
         if found := self._texts.rows("SELECT p.start, p.end, p.title AS heading, d.document, d.title, d.text FROM passages p JOIN documents d "
-                                     "USING (tenant, document) WHERE p.tenant = ? AND p.id = ?", tenant_name(tenant), as_text(id)):
+                                     "USING (tenant, document) WHERE p.tenant = ? AND p.id = ?", tenant_name(tenant), id):
             row = found[0]
             return opened(row["document"], row["title"], row["text"].decode("utf-8"), row["start"], row["end"], row["heading"])
         documents, passages = _documentation() if self._shared else ({}, {})

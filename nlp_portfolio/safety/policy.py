@@ -24,6 +24,8 @@ from typing import Any
 
 import yaml
 
+from ..course.datasets import as_text
+
 # %% ../../nbs/10_safety/50_policy_audit.ipynb #5432b23d
 ACTIONS = ("block", "review", "redact", "allow")
 SAFE = ("block", "review")  # what a default may be
@@ -231,7 +233,7 @@ def parse_policy(
     source: str = "policy",  # where it comes from, for the messages
 ) -> Policy:
     "Read a policy. Raises PolicyError with file, line, key and what to do, for every problem at once."
-    node, lines, found = _nodes(text, source), {}, []
+    node, lines, found = _nodes(as_text(text), source), {}, []
     data = _plain(node, (), lines, found) if node is not None else None
     found += problems(data)
     if found:
