@@ -328,7 +328,8 @@ TABLE = {
                           row(NO_TENANT, NO_TENANT, NO_TEXT, NO_TEXT, NO_TENANT, NO_TENANT)),
     "DocumentQA.ingest": (lambda at, x: at.qa.ingest("b.txt", raw(x), "me").passages, TEXTS, row(
         error(Unreadable, "it is empty"), 500, error(TypeError, "expected bytes, got int"),
-        error(TypeError, "expected bytes, got float"), error(Unreadable, "save it as UTF-8"), error(Unreadable, "not a text file"))),
+        error(TypeError, "expected bytes, got float"), error(Unreadable, "save it as UTF-8"),
+        error(Unreadable, "not a text file"))),
     "DocumentQA.ingest name": (lambda at, x: at.qa.ingest(x, b"It runs.", "me"), TEXTS, row(
         NO_ENDING, error(Unreadable, "word"), error(TypeError, "expected a file name as text"),
         error(TypeError, "expected a file name as text"), NO_ENDING, NO_ENDING)),
