@@ -211,7 +211,7 @@ class RAG:
         retriever: Retriever,  # where passages come from
         generator: Generator | None = None,  # who writes; None: Quoting
         *,
-        k: int | None = None,  # passages that are read; None: 2 where Quoting answers, else 8
+        k: int | None = None,  # passages that are read; None: 4 where Quoting answers, else 8
         supports: Callable[[str, str], bool] | None = None,  # (sentence, quote) -> bool; None: shares_words
         prices: Prices = FREE,
         max_tokens: int = 256,  # of an answer
@@ -219,7 +219,7 @@ class RAG:
         ledger: Ledger | None = None,  # gets a row for each answer
     ):
         self.retriever, self.generator = guarded(retriever), generator or Quoting()
-        self.k = _count(k if k is not None else 2 if isinstance(self.generator, Quoting) else 8)  # the sections below choose 2
+        self.k = _count(k if k is not None else 4 if isinstance(self.generator, Quoting) else 8)  # chosen below, on dev
         self.supports, self.prices, self.ledger = supports or shares_words, prices, ledger
         self.max_tokens, self.system = max_tokens, system
 
