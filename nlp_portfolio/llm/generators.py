@@ -9,7 +9,9 @@ __all__ = ['SYSTEM', 'REFUSAL', 'INSTRUCT', 'LARGEST', 'FEATURES', 'HIGHEST', 'M
            'clapnq_examples', 'documentation_examples', 'is_gold', 'fit_quoting', 'measure_quoting']
 
 # %% ../../nbs/course/llm/generators.ipynb #cba6113e
+import base64
 import hashlib
+import html
 import json
 import math
 import os
@@ -17,6 +19,7 @@ import random
 import re
 import threading
 import time
+import unicodedata
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Generator as Work, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -26,7 +29,7 @@ from functools import cache, lru_cache
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import httpx
 import numpy as np
@@ -647,29 +650,356 @@ def _deltas(lines: Iterable[bytes], end: dict[str, Any]) -> Iterator[str]:
         if end["finish"] is None:
             raise LLMError("garbage", "the server's answer broke off, or was no stream of events")
 
+# %% ../../nbs/course/llm/generators.ipynb #0rd3r001
+# One line a family, in this order: ignore what was said; who you are; how the answer must be; write only this; the system prompt; do not answer;
+# give out a link. A space stands for any gap between words, ~ for up to 40 characters of a sentence. Accents do not matter.
+_LATIN = {
+    "German": r"""\b(?:ignorieren?|vergiss|vergesst|vergessen sie|missachtet?|missachten sie|übergeh(?:e|en)?|verwirf)\b(?! nicht)
+            ~\b(?:anweisung(?:en)?|instruktion(?:en)?|fragen?|vorgaben?|befehle?|aufforderung(?:en)?|prompts?|alles (?:davor|vorher|bisherige|obige|andere))\b
+        | \bdu bist (?:jetzt|nun|ab jetzt|ab sofort|ab nun) (?:ein|eine|kein|der|die|dan)\b | \b(?:als|an (?:das|die|den|alle)) (?:ki|ai|sprachmodelle?n?|ki[- ]\w+|chatbots?)\b
+        | \b(?:deine|ihre|eure) (?:\w+ )?antwort (?:muss|soll|sollte|darf|hat|lautet|besteht)\b(?! (?:bis|innerhalb|spätestens))
+        | \b(?:antworte|antworten sie|sage?|sagen sie|schreibe?|schreiben sie|gib|geben sie|behaupte)\b(?: \w+){0,2} (?:nur|ausschließlich|lediglich|stattdessen|immer|einzig)\b(?! (?:wenig|etwas))
+        | \b(?:antworte|antworten sie) (?:\w+ )?mit\b(?! (?:ja|nein)\b) | \bnenne~\bin (?:jeder|deiner|der) antwort\b
+        | \b(?:lass|lassen sie|lasst)~\b(?:anweisungen|hinweise|vorgaben|regeln|frage)\b~außer acht\b | \b(?:ab (?:jetzt|sofort|nun)|von nun an) bist du\b | \btu so,? als (?:ob|wärst)\b | \begal,? was gefragt\b | \bantworte(?:n sie)? (?:nur|immer)\b
+        | \b(?:sage?|sagen sie|antworte|behaupte|schreibe?),? dass\b | \bantworte(?:n sie)? ?[:„“\"]
+        | \bsystem-?(?:prompts?|anweisung(?:en)?)\b
+        | \b(?:beantworte|antworte|zitiere|erwähne)(?: sie)?\b~\bnicht\b
+        | \b(?:schicke?|schicken sie|sende|verweise?|leite|bitte)\b~\b(?:be)?nutzer(?:in|n)?\b~(?:https?://|www\.)""",
+    "French": r"""\bignore[zr]? (?:bien )?(?:tou(?:te)?s (?:les|ces|vos|tes)|les|la|l[’']|le|tes|vos|mes|ces|cette|ta|votre|ce) ?(?:\w+ ){0,2}(?:instructions?|consignes?|questions?|ordres?|directives?|prompts?)\b
+        | \b(?:oublie[zr]?|néglige[zr]?|ne tene?[zs] pas compte|ne tiens pas compte|fais abstraction|faites abstraction)\b(?! pas)
+            ~\b(?:instructions?|consignes?|questions?|ordres?|directives?|prompts?|tout ce qui précède)\b
+        | \bne (?:tiens|tenez) (?:pas|aucun) compte\b~\b(?:consignes?|instructions?|question)\b | \b(?:désormais|à partir de maintenant|dorénavant),? (?:tu es|vous êtes)\b | \bfa(?:is|ites) (?:semblant|comme si)\b | \bquelle que soit la question\b
+        | \b(?:tu es|vous êtes) (?:maintenant|désormais|à présent) (?:un|une|le|la|dan)\b | \ben tant qu(?:e |[’'] ?)(?:ia|ai|intelligence artificielle|modèle de langage|assistant)\b
+        | \b(?:ta|votre) (?:\w+ )?réponse (?:doit|devra|devrait|sera|commence)\b(?! (?:nous )?(?:parvenir|arriver|être (?:envoyée|reçue)))
+        | \b(?:réponds?|répondez|dis|dites|écris|écrivez|affirme[zs]?)\b(?: \w+){0,2} (?:uniquement|seulement|exclusivement|simplement|toujours|plutôt)\b
+        | \bet (?:dis|dites|réponds|répondez|écris|écrivez) que\b
+        | \b(?:réponds|répondez) (?:par|avec)\b(?! (?:vrai|oui|écrit|une phrase)) | \b(?:réponds|répondez|dis|dites) ?[:«\"] | \b(?:note|message|consignes?|à l[’']attention) (?:à|pour|aux|de|destinée?s? à) (?:toute |tout |l[’'])?(?:ia|assistants?|modèles? de langage)\b
+        | \b(?:prompt|invite) (?:du |de )?système\b
+        | \bne (?:réponds?|répondez|cite[zs]?|mentionne[zs]?) (?:pas|jamais|plus)\b
+        | \b(?:envoie|envoyez|dirige[zs]?|redirige[zs]?|invite[zs]?)\b~\b(?:l[’']utilisateur|les utilisateurs|utilisateurs?)\b~(?:https?://|www\.)
+        | \b(?:inclus|incluez|ajoute[zs]?|donne[zs]?)\b~\b(?:lien|url)\b~\b(?:dans|à) (?:ta|votre|chaque) réponse""",
+    "Spanish": r"""\b(?:ignora|ignore|ignoren|ignorad|olvida|olvide|olviden|olvídate|descarta|descarte|ha(?:z|ga) caso omiso|no (?:hagas|haga) caso)\b
+            ~\b(?:instruccion(?:es)?|indicacion(?:es)?|preguntas?|órdenes|reglas|todo lo anterior)\b
+        | \bno hag(?:as|a) caso (?:a|de) (?:lo que|las|la)\b | \b(?:actúa|actúe|compórtate|finge) (?:como|que eres)\b | \bsea cual sea la pregunta\b
+        | \b(?:ahora|a partir de ahora|desde ahora),? (?:tú )?(?:eres|serás) (?:un|una|el|la|dan)\b | \bcomo (?:una |un )?(?:ia|ai|inteligencia artificial|modelo de lenguaje|asistente de ia)\b
+        | \b(?:tu|su|vuestra) (?:\w+ )?respuesta (?:debe|deberá|debería|tiene que|será)\b(?! (?:llegar|enviarse|recibirse))
+        | \b(?:responde|responda|contesta|conteste|di|diga|escribe|escriba)\b(?: \w+){0,2} (?:solo|solamente|únicamente|exclusivamente|siempre|simplemente)\b
+        | \by (?:di|diga|responde|responda|contesta|escribe) que\b
+        | \b(?:responde|responda|contesta|conteste) (?:\w+ )?con\b(?! (?:sí|frases?|oraciones|una frase)) | \b(?:responde|responda|contesta) ?[:«\"] | \b(?:nota|mensaje|aviso|instruccion(?:es)?) (?:para|a) (?:la |el |toda )?(?:ia|asistentes?|modelos? de lenguaje)\b
+        | \bprompt del? sistema\b
+        | \bno (?:respondas?|contestes?|cites?|menciones?)\b(?! (?:más de|el teléfono))
+        | \b(?:envía|envíe|manda|dirige|dirija|remite|redirige)\b~\b(?:usuarios?|lectores?|clientes?)\b~(?:https?://|www\.)
+        | \b(?:incluye|incluya|añade|agrega|da|pon)\b~\b(?:enlace|url|link)\b~\b(?:en|a) (?:tu|su|cada|la) respuesta""",
+    "Italian": r"""\b(?:ignora|ignori|ignorate|dimentica|dimentichi|dimenticate|trascura|non (?:tenere|tener) conto)\b
+            ~\b(?:istruzion[ei]|indicazion[ei]|domand[ae]|ordini|regole|prompt|tutto ciò che precede)\b
+        | \bnon considerare\b~\b(?:istruzioni|indicazioni|domanda)\b | \bfa(?:i|[’'])? finta di\b | \bcomportati come\b | \bqualunque sia la domanda\b
+        | \b(?:ora|adesso|d[’']ora in poi),? (?:tu )?(?:sei|sarai) (?:un|uno|una|il|la|dan)\b | \b(?:in quanto|come) (?:ia|ai|intelligenza artificiale|modello linguistico|assistente ia)\b
+        | \b(?:la )?(?:tua|vostra) (?:\w+ )?risposta (?:deve|dovrà|dovrebbe|sarà)\b(?! (?:arrivare|pervenire))
+        | \b(?:rispondi|risponda|rispondete|dì|di[’']|dica|scrivi|scriva)\b(?: \w+){0,2} (?:solo|soltanto|solamente|unicamente|esclusivamente|sempre|semplicemente)\b
+        | \be (?:dì|di[’']?|scrivi|rispondi) che\b
+        | \b(?:rispondi|risponda) (?:\w+ )?con\b(?! (?:sì|frasi|una frase)) | \b(?:rispondi|risponda) ?[:«\"] | \b(?:nota|messaggio|avviso|istruzioni) (?:per|a) (?:l[’'] ?|gli )?(?:ia|intelligenza artificiale|assistent[ei]|modell[oi] linguistic[oi])\b
+        | \bprompt di sistema\b
+        | \bnon (?:rispondere|rispondete|citare|citate|menzionare)\b(?! (?:a più|al telefono))
+        | \b(?:invia|manda|indirizza|rimanda|reindirizza)\b~\b(?:utent[ei]|lettor[ei]|client[ei])\b~(?:https?://|www\.)
+        | \b(?:includi|inserisci|aggiungi)\b~\b(?:link|url)\b~\b(?:nella|in ogni|alla) (?:tua )?risposta""",
+    "Portuguese": r"""\b(?:ignore|ignora|ignorem|esqueça|esquece|esqueçam|desconsidere|desconsidera|despreze)\b
+            ~\b(?:instruç(?:ão|ões)|orientaç(?:ão|ões)|perguntas?|ordens|regras|comandos|tudo (?:o que|acima|antes))\b
+        | \bdeix[ea] de lado\b~\b(?:instruções|orientações|pergunta)\b | \b(?:finja|finge) (?:que|ser)\b | \b(?:aja|comporte-se) como (?:um|uma|se)\b | \bseja qual for a pergunta\b
+        | \b(?:agora|a partir de agora),? (?:você é|tu és|você será) (?:um|uma|o|a|dan)\b | \bcomo (?:uma )?(?:ia|ai|inteligência artificial|um modelo de linguagem|assistente de ia)\b
+        | \b(?:tua|sua) (?:\w+ )?resposta (?:deve|deverá|deveria|tem que|tem de|será)\b(?! (?:chegar|ser enviada))
+        | \b(?:responda|responde|respondam|diga|diz|escreva|escreve)\b(?: \w+){0,2} (?:apenas|só|somente|unicamente|exclusivamente|sempre|simplesmente)\b
+        | \be (?:diga|diz|responda|escreva) que\b
+        | \b(?:responda|responde) (?:\w+ )?com\b(?! (?:sim|frases|uma frase)) | \b(?:responda|diga) ?[:«\"] | \b(?:nota|mensagem|aviso|instruções) (?:para|à|a) (?:a |o |toda )?(?:ia|assistentes?|modelos? de linguagem)\b
+        | \bprompt do sistema\b
+        | \bnão (?:responda|respondas|cite|cites|mencione|menciones)\b(?! (?:a mais|mais de|ao telefone))
+        | \b(?:envie|mande|direcione|encaminhe|redirecione)\b~\b(?:usuários?|utilizador(?:es)?|leitor(?:es)?|clientes?)\b~(?:https?://|www\.)
+        | \b(?:inclua|adicione|coloque)\b~\b(?:link|url|ligação)\b~\b(?:na|em) (?:sua|tua|cada)? ?resposta""",
+    "Dutch": r"""\b(?:negeer|negeert|vergeet|sla)\b(?! niet)
+            ~\b(?:instructies?|aanwijzing(?:en)?|vra(?:ag|gen)|opdracht(?:en)?|regels|prompts?|alles (?:hierboven|hiervoor|daarvoor))\b
+        | \bdoe alsof (?:je|u)\b | \bwat de vraag ook is\b | \b(?:vanaf nu|voortaan) ben (?:je|jij)\b
+        | \b(?:je|jij|u) bent (?:nu|vanaf nu|voortaan) (?:een|de|geen|dan)\b | \bals (?:een )?(?:ai|taalmodel|ai[- ]\w+|chatbot)\b
+        | \b(?:je|jouw|uw) (?:\w+ )?antwoord (?:moet|mag|zal|dient|luidt)\b(?! (?:binnen|voor|uiterlijk))
+        | \b(?:antwoord|antwoordt|zeg|zegt|schrijf|schrijft)\b(?: \w+){0,2} (?:alleen|uitsluitend|enkel|slechts|altijd|simpelweg)\b
+        | \ben (?:zeg|schrijf|antwoord) dat\b
+        | \b(?:antwoord|reageer) (?:\w+ )?met\b(?! (?:ja|hele zinnen)) | \bantwoord ?[:\"] | \b(?:bericht|opmerking|instructies?) (?:aan|voor) (?:de |het |elke )?(?:ai|taalmodel|assistent)\b
+        | \bsysteem-?(?:prompt|instructies?)\b
+        | \b(?:beantwoord|citeer|noem|vermeld)\b~\bniet\b
+        | \b(?:stuur|verwijs|leid)\b~\b(?:gebruikers?|lezers?|klant(?:en)?)\b~(?:https?://|www\.)
+        | \b(?:neem|zet|voeg|vermeld)\b~\b(?:link|url)\b~\b(?:in|aan) (?:je|jouw|uw|elk) antwoord""",
+    "Polish": r"""\b(?:z?ignoruj(?:cie)?|zapomnij(?:cie)?|pomiń(?:cie)?|odrzuć|zlekceważ)\b
+            ~\b(?:instrukcj\w{1,3}|polece(?:nia|ń|niach)|pyta(?:nie|niu|nia|ń)|wskazów\w{2,4}|zasad(?:y|ach)?|prompt\w{0,2}|wszystko (?:powyżej|wcześniej))\b
+        | \bnie zwracaj(?:cie)? uwagi na\b~\b(?:polecenia|instrukcje|pytanie)\b | \budawaj(?:,? że)? (?:jesteś|\w+ę|\w+ca)\b | \bzachowuj się jak\b
+        | \b(?:jesteś (?:teraz|od teraz)|od teraz jesteś|teraz jesteś)(?: \w+){0,2} (?:asystent\w*|modelem|botem|chatbotem|dan|bez)\b | \bjako (?:sztuczna inteligencja|ai|si|model językowy|asystent)\b
+        | \b(?:twoja|pańska|wasza) (?:\w+ )?odpowiedź (?:musi|ma|powinna|będzie|brzmi)\b
+        | \b(?:odpowiedz|odpowiadaj|odpowiedzcie|powiedz|napisz|pisz|mów)\b(?: \w+){0,2} (?:tylko|wyłącznie|jedynie|zawsze|po prostu)\b
+        | \bi (?:powiedz|napisz|odpowiedz),? że\b
+        | \b(?:odpowiedz|odpowiadaj|powiedz) ?[:„\"] | \bodpowie?(?:dz|adaj) (?:słowem|słowami|zdaniem)\b | \b(?:uwaga|wiadomość|instrukcja) dla (?:ai|sztucznej|modelu|asystenta)\b
+        | \b(?:prompt|instrukcj[aei]) systemow[yaei]\b
+        | \bnie (?:odpowiadaj|odpowiadajcie|cytuj|cytujcie|wspominaj)\b
+        | \b(?:wyślij|odeślij|skieruj|przekieruj)\b~\b(?:użytkownik\w*|czytelnik\w*|klient\w*)\b~(?:https?://|www\.)
+        | \b(?:dołącz|dodaj|umieść|podaj)\b~\b(?:link|url|odnośnik)\b~\b(?:w|do) (?:swojej|twojej|każdej)? ?odpowiedzi""",
+    "Turkish": r"""\b(?:talimat\w*|soru(?:yu|ları|sunu|larını)?|yönerge\w*|komut\w*|kural\w*|yukarıdaki\w*)\b~\b(?:yok say(?:ın|ınız)?|görmezden gel(?:in|iniz)?|unut(?:un|unuz)?|dikkate alma(?:yın)?|göz ardı et(?:in)?)\b
+        | \b(?:talimat|yönerge|soru)\w*\b~\b(?:dikkate alma|önemseme)\w*\b | \bgibi davran(?:ın)?\b
+        | \b(?:sen artık|artık sen|şu andan itibaren sen)\b~\b(?:asistan\w*|model\w*|bot\w*|dan)\b | \bbir (?:yapay zeka|dil modeli|ai)(?: \w+)? olarak\b
+        | \bceva(?:bın|bınız|pların)\b~\b(?:içermeli|olmalı|başlamalı|bitmeli)\w*
+        | \b(?:sadece|yalnızca|yalnız|daima|her zaman)\b~\b(?:cevap ver|yanıt ver|cevapla|yanıtla|yaz|söyle|de)(?:in|iniz|ın|ınız|yin)?\b
+        | \bve~\bolduğunu (?:söyle|yaz)(?:yin|ın)?\b
+        | \bsistem (?:istemi|promptu)\b
+        | \b(?:soru\w*)\b~\b(?:cevaplama|yanıtlama|cevap verme|yanıt verme)(?:yın|yin)?\b | \balıntı(?:lama| yapma)\b
+        | \bkullanıcı(?:yı|ları)\b~(?:https?://|www\.)~\b(?:gönder|yönlendir)\w*""",
+}
+_OTHER = {
+    "Russian": r"""\b(?:(?:про)?игнориру(?:й|йте)|забудь|забудьте|не обращай(?:те)? внимания|отбрось(?:те)?)\b(?! взять)
+            ~\b(?:инструкци\w{1,3}|указани\w{1,3}|вопрос\w{0,2}|команд\w{0,2}|правил\w{0,2}|запрос\w{0,2}|промпт\w{0,2}|всё,? что)\b
+        | \b(?:притворись|притворитесь|веди себя как|представь,? что ты)\b
+        | \b(?:теперь|отныне|с этого момента) (?:ты|вы)\b(?! (?:можете|можешь|готов\w*|подключен\w*)) | \bкак (?:ии|искусственный интеллект|языковая модель|ассистент)\b
+        | \b(?:твой|ваш) (?:\w+ )?ответ (?:должен|обязан|будет)\b(?! (?:прийти|поступить|быть (?:целым|дан)))
+        | \b(?:отвечай|отвечайте|ответь|ответьте|скажи|скажите|напиши|напишите|пиши)\b(?: \w+){0,2} (?:только|лишь|исключительно|всегда|просто)\b
+        | \bи (?:скажи|скажите|напиши|ответь),? что\b
+        | \b(?:ответь|ответьте|отвечай|скажи)(?: \w+)? ?[:«\"] | \b(?:ответь|отвечай|ответьте)(?: \w+)? (?:словом|словами|фразой)\b | \b(?:сообщение|инструкци[яи]|примечание) для (?:ии|языковой модели|языковых моделей|ассистента)\b
+        | \bсистемн(?:ый|ого|ое|ому) (?:промпт\w*)\b
+        | \bне (?:отвечай|отвечайте|цитируй|цитируйте|упоминай|упоминайте)\b
+        | \b(?:отправь|отправьте|направь|направьте|перенаправь)\b~\b(?:пользовател\w*|читател\w*|клиент\w*)\b~(?:https?://|www\.)""",
+    "Chinese": r"""(?:忽略|无视|無視|忘记|忘記|忘掉|不要理会|不要理會)(?!了)[^。!?!?]{0,12}(?:指令|指示|问题|問題|提示|说明|說明|规则|規則|要求|内容)
+        | (?:不要|别|請勿|请勿)(?:遵守|遵循|理会)[^。!?!?]{0,12}(?:指令|指示|规定|規定|规则|規則|问题) | (?:^|[。!?,,:]\s?)(?:请|請)?(?:扮演|假装你|假裝你)
+        | (?:你|您)(?:现在|現在|从现在起|從現在起)(?:是|扮演) | (?:现在|現在|从现在起|從現在起)(?:你|您)是 | (?:作为|作為|身为|身為)(?:一个|一個|一名)?(?:人工智能|人工智慧|ai|语言模型|語言模型|助手)
+        | (?:你|您)的(?:回答|答案|回复|回覆)[^。!?!?]{0,6}(?:必须|必須|应该|應該|应当|只能|要)(?!在)
+        | (?:只|仅|僅|只能|只要|只需)(?:回答|回复|回覆|输出|輸出|说|說) | (?:请|請)(?:说|說|回答|输出|輸出)[^下问問]{1,12}(?:是|:|“|「)
+        | 系统(?:提示词|指令)|系統(?:提示詞|指令)|系统提示:
+        | (?:不要|别|請勿|请勿|切勿|勿)(?:回答|引用|提及)
+        | (?:让|讓|引导|引導|告诉|告訴|请|請)(?:用户|用戶|使用者|读者|讀者)[^。!?!?]{0,12}(?:访问|訪問|点击|點擊|前往)""",
+    "Japanese": r"""(?:指示|命令|質問|プロンプト|ルール|規則|上記|以上)[^。!?]{0,12}(?:無視し|忘れ(?:て|ろ|なさい)|従わないで)
+        | (?:指示|命令|質問|ルール)[^。!?]{0,6}(?:気にせず|従わず) | のふりをし(?:て|なさい|ろ)|になりきって
+        | (?:あなた|君|きみ|お前)は(?:今|これ|いま)(?:から|や|では)?[^。!?]{0,16}(?:です|だ|である)(?![か]) | (?:ai|人工知能|言語モデル|アシスタント)として
+        | (?:回答|返答|応答|答え)(?:には|は|に)[^。!?]{0,6}(?:必ず|常に|だけ|のみ)
+        | (?:と|を)?(?:だけ|のみ)を?(?:答え|回答し|出力し|言っ|返し)(?:て|なさい|ろ) | と言って(?:ください|下さい) | と答えて(?:ください|下さい|ね|$)
+        | システム(?:プロンプト|指示)
+        | (?:答え|回答し|引用し|言及し)(?:ないで|てはいけ|ては(?:いけ|なら))
+        | (?:ユーザー|利用者|読者)[^。!?]{0,12}(?:https?://|www\.)[^。!?\s]{0,60}[^。!?]{0,8}(?:誘導|案内|送っ)""",
+}
+_WHO = r"(?:ai|ais|llms?|(?:large )?language models?|chat ?bots?|(?:ai |virtual |helpful )?assistants?|ai models?|ai systems?|bots?)"
+_WHAT = r"(?:instructions?|questions?|prompts?|quer(?:y|ies)|guidelines?|directions|directives?|rules|orders|commands?|context|messages?|task|user)"
+_FIRST = r"(?:^|[.!?:;,>)(\]\"'“”‘’»*#—–-]\s{0,9}|\b(?:and|please|instead|then|kindly|you (?:must|should|shall)|(?<!\bto )(?<!\bwill )(?<!\bcan )(?<!\bmay )(?:now|always|just|only))\s)"
+_TOLD = rf"(?:{_FIRST}|\b(?:you (?:must|should|shall|will|have to|are to|need to)|please|instead|and|then|(?<!\bto )(?<!\bwill )(?<!\bcan )(?<!\bmay )(?:now|only|simply|always))[\s,]{{1,3}})"
+_URL = r"(?:https?|hxxps?)://|\bwww\.|\b[\w-]{2,40}\.(?:example|com|net|org|io|ru|cn|info|xyz)\b"
+_PEOPLE = r"(?:users?|readers?|customers?|visitors?|clients?|askers?|people|everyone|everybody|anyone|them|him|her|whoever \w+)"
+# English, by how an order begins: with a word, at the start of a clause, with a mark.
+_ENGLISH = (rf"""\bpay no attention to\b~\b(?:{_WHAT}|asks?|asked|wants?)\b | \b(?:act|behave|respond|answer) as (?:if|though) you (?:are|were)\b | \bpretend (?:that )?you(?: are|'re)\b | \b(?:please|now|you (?:must|should|will|are to)) pretend to be\b
+        | \b(?:what(?:ever)?|everything|all) you were told (?:before|earlier|previously|above|so far)\b | \bwhat(?:ever)? (?:is|was|the user) ask(?:ed|s)\b[\s,:]{{1,3}} ?(?:you|answer|reply|say|respond)\b | \bregardless of (?:what|the question|which)\b~\b(?:answer|reply|say|respond)\b
+        | \bevery (?:answer|reply|response) you\b | \byou have been (?:reprogrammed|jailbroken|unlocked|freed)\b | \bwhat you (?:write|answer|say) back\b | \b(?:drop|discard|abandon|set aside|stop following) (?:the |all |any |your )?(?:earlier|previous|prior|above|original) {_WHAT}\b
+        | \b(?:the|any|every|this) {_WHO} reading this\b | \b(?:task|instructions?|order|note) for (?:the |any |every )?{_WHO}\b | \bif (?:a|the|any) user asks\b~\b(?:respond|answer|reply|say|tell|recommend)\b | \bbegin system\b
+        | \b(?<!\bto )(?<!\bcan )(?<!\bmay )(?<!\bmight )(?<!\bnot )(?<!\bn't )(?<!\bthey )(?:ignore|disregard|forget|override|bypass|neglect)
+            (?: (?:all|any|everything|of|the|your|my|these|those|every|other|user'?s?|and))* (?:previous|prior|above|earlier|preceding|original|initial|existing|given|system|foregoing)
+            (?: (?:or|and|system|user'?s?|previous|above|earlier|safety))* {_WHAT}\b
+        | \byou (?:are |have |need |ought |want )?(?:to |must |should |shall |will )(?:ignore|disregard|forget)\b~\b{_WHAT}\b
+        | \byou are (?:now|henceforth|from now on)[ ,]+(?!(?:(?!un|free)\w+(?:ed|ing)|ready|able|free|in|at|on|done|here|set|to|an? \w+ ?(?:member|owner))\b)
+        | \bas an (?:ai|llm|artificial intelligence)(?: (?:assistant|(?:language )?model|chatbot))?,? (?:you|i|your)\b
+        | \bas (?:a|the) (?:(?:large )?language model|chatbot|ai)\b[ ,]+(?:you|i)\b
+        | \b(?:note|message|instructions?|notice|reminder|warning)s? (?:to|for) (?:an? |the |all |any )?{_WHO}\b
+        | \byour (?:\w+ )?(?:answer|reply|response|output) (?:must|should|shall|has to|needs to|(?:will|is) (?:always|now|only|contain|include))\b
+        | \bthe (?:only |final |whole |correct )(?:answer|reply|response) (?:must|should|shall|has to)\b
+        | \bthe (?:answer|reply|response) (?:must|should|shall|has to) (?:not )?(?:be [:"'“‘]|contain|include|mention|recommend|say|begin|start|end)
+        | \b(?:question|asked|prompt)\w*[\s,]{{1,3}}(?:answer|reply|respond|say) (?:that|with)\b
+        | \b(?:you|from now on) only (?:speak|talk|answer|reply|respond|write)\b
+        | \b(?:include|put|add|cite|give|recommend|mention|insert|append)\b[^\n]{{0,80}}\bin (?:your|every|each|any|all|the) (?:answer|reply|response)s?\b
+        | \b(?:new|updated|real|actual|secret|special) (?:instructions?|task|rules?)\s?:
+        | \b(?:reveal|print|show|repeat|output|leak|display|override|replace|your|updated|new|hidden|secret|following) (?:me |your |the |its )?(?:full |own )?(?:system|developer|hidden) (?:prompt|message|instructions?)\b
+        | \b(?:system|developer|hidden) (?:prompt|message|override|note|instructions?)\s?:
+        | \bdo not (?:answer|cite|quote|mention|use|trust) (?:the |this |any |these |that |other |anything|from |my |user'?s? ){{1,3}}(?:questions?|users?|quer(?:y|ies)|sources?|passages?|documents?\b(?! types?)|context|instructions?|else|others)\b
+        | \bdo not tell the user\b
+        | \b(?:send|direct|refer|point|redirect|lead|forward|guide|steer|route) (?:all |any |every |the |your )?{_PEOPLE} (?:to|towards|at)\b(?=[^\n]{{0,60}}(?:{_URL}))
+        | \b(?:tell|advise|urge|instruct|encourage|ask|invite|remind) (?:all |any |every |the |your )?{_PEOPLE} to (?:visit|click|open|go|log ?in|download|call|see|check|buy|use|follow)\b(?=[^\n]{{0,80}}(?:{_URL}))
+        | \b(?:when|whenever|if|once) (?:you are )?asked\b[^.!?\n]{{0,60}}?\b(?:link|give|say|recommend|answer|reply|point|send|mention|cite|include)\b(?=[^\n]{{0,80}}(?:{_URL}))
+        | \b(?:include|give|share|insert|append|add|put|provide|paste|post|cite|recommend|mention|suggest|quote)\ (?:out\ )?(?:this|the|that)\ (?:\w+\ )?(?:link|url|address|site|website)\b(?=[^\n]{{0,80}}(?:{_URL}))(?=[^\n]{{0,120}}\b(?:answer|reply|response|user|reader|asks?|every|always)s?\b)
+        | \b(?:always|must|please)\ (?:link|cite|mention|recommend|promote|advertise|include|refer|point|give|send|add|append)\b[^.!?\n]{{0,40}}?(?:{_URL})""",
+    rf"""{_FIRST}(?:ignore|disregard|forget|override|bypass)\b[^.!?\n]{{0,30}}\b(?:instructions?|questions?|prompts?|query|guidelines|directions|directives|user'?s?)\b(?! (?:settings?|input|data|marks?))
+        | {_FIRST}(?:ignore|disregard|forget)(?:\ about)?\ (?:(?:all\ of\ )?(?:everything|anything|all) (?:above|before|else|prior|you (?:were|have been|read|saw)|that (?:was|came))|(?:all\ of\ )?(?:the\ )?(?:above|foregoing)|what\ (?:you|the\ user|was|came|i)\b)
+        | {_TOLD}(?:only |always |instead |now |simply )?(?:answer|reply|respond|say|tell (?:the )?(?:user|them|him|her)|cite|recommend|output|write|state|claim)\b[\s,]{{0,3}}
+            (?:that\b|with\b|only\b|exactly\b|nothing\ but\b|me\b|the\ (?:words?|link)\b|the following\b(?! (?:questions?|lines?|code|commands?))|(?<!write)(?<!write\s)[:"“]\s?\w)
+        | {_TOLD}(?:answer|reply|respond)[\s,]{{0,3}}['‘]\w | {_FIRST}(?:do not|never|don't) (?:answer|cite)(?=\s?(?:[.!,]|$))""",
+    rf"""(?:^|[.!?:>(]\s{{0,9}})(?:from now on,? )?you are (?:an? |the )(?:helpful |uncensored |unrestricted )?(?:ai|assistant|language model|chatbot)\b(?! (?:professor|manager|teacher|coach|director|editor|researcher|scientist))
+        | (?:^|[.!?:>(]\s{{0,9}})(?:dear|attention|attn|hey|hello)[\s,:]{{1,3}}(?:all |any )?{_WHO}\b
+        | (?:^|[.!?(]\s{{0,9}})(?:to )?(?:an? |the |all |any )?{_WHO}(?:\s?,\ (?:please|you|do|ignore|always|never)\b|\ (?:reading|answering|processing|summari[sz]ing)\ this\b)
+        | ^[\t\x20]{{0,20}}to (?:an? |the |all |any )?{_WHO}\s?: | (?:^|[.!?]\s{{1,9}})repeat after me\b
+        | [\[(<#{{]\s?(?:system|developer) (?:prompt|message|note|override|instructions?)\s?[\]):>}}] | [\[<]system[\]>]:?\s{{0,3}}\w+ \w+ \w+
+        | <\|?(?:im_start|im_end|system|assistant|endoftext|eot_id|start_header_id|begin_of_text)\b | <\|user\b | <user>\s?\w+ \w+ \w+ \w+ | \[/?inst\]
+        | <</?sys>> | </(?:passage|context|document)s?>\s | ^[\t\x20]{{0,20}}(?:system|user|human)\s?:[\t\x20]{{0,9}}(?:\S{{1,40}}[\t\x20]+){{3}}\S
+        | ^[\t\x20]{{0,20}}(?:assistant|ai|instruction)\s?:\s{{0,9}}\w | ^\#{{1,6}}\ (?:instruction|system|response)s?\s?:
+        | !\[[^\]\n]{{0,80}}\]\(https?://[^)\s]{{0,200}}[?&]\w{{1,20}}=(?:[\[{{<]|%7b)""")
+# What the English words mean where people are addressed: an exam, an invitation, a recipe, a protocol, a dialogue.
+_HUMAN = r"""\b(?:points?|marks|exam|quiz|essay|paragraphs?|diagram|whole number|decimals?|integer|units|steps|sheet|syllables|aloud|pupils?|students?|jur(?:y|or)|judge|
+    rsvp|attend|by (?:mon|tues|wednes|thurs|fri|satur|sun)day|e-?mail|phone|header|content-type|http|json|status|server|client|packet|handler|stdin|enter|yes or no|y or n|y/n|yes to all)\b"""
+# An order in quotes after one of these words is an example that a text speaks about.
+_MENTION = r"""\b(?:injections?|jailbreaks?|attack(?:s|ers?)?|example|such as|phrases?|called|calls|sentences?|wr(?:ite|ote)|texts? like|strings?)\b"""
+# Letters that were spelled out one by one, when the gaps between the words are lost too.
+_GLUED = r"""(?:ignore|disregard|forget)(?:all|any|the|your|of|my|these){0,3}(?:previous|prior|above|earlier)?(?:instructions?|questions?|prompts?|rules|user)
+    | youarenow | systemprompt | your(?:answer|reply|response)(?:must|should|is) | (?:answer|reply|respond|say)(?:only|with|that) | donot(?:answer|cite)"""
+
+# %% ../../nbs/course/llm/generators.ipynb #0rd3r002
+_GONE = {"Mn", "Me", "Cf"}  # accents, and characters that nobody sees: zero-width, direction, soft hyphens, tags
+_ALIKE = str.maketrans("авекмнорстухіјѕԁһԛԝгпαβεηικμνορτυχγωςɡɑ", "abekmhopctyxijsdhqwrnabenikmvoptuxywcga")
+_LIKE = str.maketrans({"ł": "l", "ı": "i", "ß": "ss", "ø": "o", "æ": "ae", "œ": "oe", "đ": "d"})
+_ENTITY = re.compile(r"&(?:#\d{1,7}|#[xX][0-9a-fA-F]{1,6}|[a-zA-Z]\w{1,30});")
+_MARKUP = re.compile(r"</?(?:b|i|em|strong|span|u|p|br|div|font|a|code|small|mark|li|td|h[1-6])\b[^<>\n]{0,200}>", re.IGNORECASE)
+_PIECE = re.compile(rf"{_ENTITY.pattern}|(?i:{_MARKUP.pattern})|.", re.DOTALL)
+
+
+@lru_cache(maxsize=2**13)
+def _plain(piece: str) -> str:
+    "One character, entity or tag as the patterns see it: small, without accents, of one width; nothing for what is not seen."
+    if len(piece) > 1:
+        piece = html.unescape(piece) if piece[0] == "&" else " "
+    return "".join(one for one in unicodedata.normalize("NFKD", unicodedata.normalize("NFKC", piece).lower().translate(_LIKE))
+                   if unicodedata.category(one) not in _GONE)
+
+
+@dataclass(frozen=True)
+class _View:
+    "A reading of a text. Character i of it stands for characters `starts[i]` to `ends[i]` of the text; None: for character i."
+
+    text: str
+    starts: Sequence[int] | None = None
+    ends: Sequence[int] | None = None
+
+    def span(self, start: int, end: int) -> tuple[int, int]:
+        return (start, end) if self.starts is None else (self.starts[start], self.ends[end - 1])
+
+    def part(self, text: str, places: Sequence[int]) -> "_View":
+        "Another reading, made of this one's characters at these places."
+        return _View(text, [self.span(at, at + 1)[0] for at in places], [self.span(at, at + 1)[1] for at in places])
+
+
+def _folded(text: str) -> _View:
+    "The text as the patterns see it. Entities are read, tags are gaps, comments stay."
+    if text.isascii() and not ("&" in text and _ENTITY.search(text)) and not ("<" in text and _MARKUP.search(text)):
+        return _View(text.lower())
+    out, starts, ends = [], [], []
+    for mark in _PIECE.finditer(text):
+        for one in _plain(mark.group()):
+            out.append(one)
+            starts.append(mark.start())
+            ends.append(mark.end())
+    return _View("".join(out), starts, ends)
+
+
+_GAP = r"[\s*_`]"
+
+
+def _compiled(pattern: str) -> re.Pattern[str]:
+    "A pattern of the table, folded as texts are: line ends and ` | ` are layout, a space is a gap, ~ up to 40 characters."
+    pattern = "".join(one if one.isascii() else _plain(one) for one in pattern).replace("\\ ", " ")
+    pattern = re.sub(r"\s*\n\s*", "", re.sub(r"(?<=\S)\s*\n?\s* \|\s+", "|", pattern))
+
+    def gap(mark: re.Match[str]) -> str:
+        if (piece := mark.group()) == "~":
+            return r"[^.!?。]{0,40}?"
+        if piece[0] != " ":
+            return piece if piece[0] == "\\" else piece.replace(" ", r"\s")  # a class, or what may not stand before
+        return _GAP if mark.end() < len(pattern) and pattern[mark.end()] in "?*{" else _GAP + "{1,6}"
+
+    return re.compile(re.sub(r"\\.|\[(?:\\.|[^\]\\])*\]|\(\?<[!=][^)]*\)|~| ", gap, pattern), re.MULTILINE)
+
+
+def _at_starts(pattern: str) -> re.Pattern[str]:
+    "The same pattern, not tried in the middle of a word: several times as fast."
+    return re.compile(rf"(?!\B\w)(?:{_compiled(pattern).pattern})", re.MULTILINE)
+
+
+_ENGLISH_ORDERS, _GLUED_ORDER = tuple(map(_at_starts, _ENGLISH)), _compiled(_GLUED)
+_LATIN_ORDERS = (*_ENGLISH_ORDERS, *map(_at_starts, _LATIN.values()))
+_OTHER_ORDERS = [_compiled(pattern) for pattern in _OTHER.values()]
+_HUMAN_WORDS, _MENTIONED, _LINK = (_compiled(pattern) for pattern in (_HUMAN, _MENTION, _URL))
+
 # %% ../../nbs/course/llm/generators.ipynb #586e7b87
-_ORDER = re.compile(r"""\b(?:ignore|disregard|forget|override|bypass)\b[^.!?\n]{0,30}\b
-      (?:instructions?|questions?|prompts?|(?:everything|anything|all)\ (?:above|before|else)|previous|prior|what\ you\ were|user)\b
-    | \b(?:system|developer|hidden)\s+(?:prompt|message)\b
-    | \byou\ are\ (?:now|an?\ (?:ai|assistant|language\ model|chatbot))\b
-    | \b(?:as|dear|attention|note\ to|to)[\s,:]+(?:an?\ |the\ |all\ |any\ )?(?:ai|llm|language\ model|chatbot|ai\ assistant)s?\b
-    | \b(?:your|the)\ (?:only\ |final\ |whole\ )?(?:answer|reply|response)\ (?:must|should|shall|has\ to)\b
-    | \b(?:you\ (?:must|should|shall|will)|please|now|instead|only|simply|always|and|then|to)[\s,]+(?:only\ |always\ |instead\ |now\ )?
-      (?:answer|reply|respond|say|tell\ (?:the\ )?(?:user|them|him|her)|cite|recommend|output)[\s,]*
-      (?:that\b|with\b|only\b|exactly\b|this\b|the\ (?:words?|following|link)\b|[:"'“‘])
-    | (?:^|[.!?]\s+)(?:(?:please|now|instead|only|always),?\ )?(?:answer|reply|respond|say|tell\ the\ user|repeat\ after)[\s,]*
-      (?:that\b|with\b|only\b|exactly\b|me\b|the\ (?:words?|following|link)\b|[:"'“‘])
-    | \b(?:include|put|add|cite|give|recommend|mention)\b[^\n]{0,80}\bin\ (?:your|the|every|each|any|all)\ (?:answer|reply|response)s?\b
-    | \bnew\ (?:instructions?|task|rules?)\s*:
-    | \bdo\ not\ (?:answer|cite|quote|mention|tell)\b | <\|?(?:im_start|system|assistant|user)\b
-    | ^[ \t]{0,20}(?:system|assistant|user|human|instruction)s?\s*:""", re.IGNORECASE | re.VERBOSE | re.MULTILINE)
+_TURNED = str.maketrans("abcdefghijklmnopqrstuvwxyz", "nopqrstuvwxyzabcdefghijklm")
+_ROT13 = re.compile(r"vtaber|qvfertneq|sbetrg|nafjre|ercyl|erfcbaq|cebzcg|lbh ner")
+_SPELLED = re.compile(r"(?<![^\W_])(?:[^\W\d_][ .\-_*|]{1,3}){5,}[^\W\d_](?![^\W_])")
+_BASE64 = re.compile(r"[A-Za-z0-9+/_-]{16,}(?:\n[A-Za-z0-9+/_-]+)*")
+_HEX = re.compile(r"(?:(?:0x|\\x)?[0-9a-fA-F]{2}[\s:,]{0,2}){16,}")
+_PERCENT = re.compile(r"\S{16,}")
+_QUOTED = re.compile(r"""["“«„]([^"“”«»„\n]{1,120})["”»“]|(?<!\w)['‘]([^'‘’\n]{1,120})['’](?!\w)""")
+_STRONG = re.compile(r"ignore|disregard|forget|system|im_start|\buser\b|passage|source|you are")
+_DEEPEST = 2  # codes within codes
+
+
+def _excused(text: str, start: int, end: int) -> bool:
+    "An example that a text speaks about, or what an exam, a recipe or a protocol asks of people."
+    left = max(text.rfind(stop, max(0, start - 200), start) for stop in (". ", "! ", "? ", "\n\n")) + 1 or max(0, start - 200)
+    right = min((at for stop in (". ", "! ", "? ", "\n\n") if (at := text.find(stop, end, end + 120)) >= 0), default=end + 120)
+    if not _STRONG.search(text, start, end) and _HUMAN_WORDS.search(text, left, right) and not _LINK.search(text, left, right):
+        return True
+    around = [mark for mark in _QUOTED.finditer(text, left, min(len(text), end + 120)) if mark.start() < end and mark.end() >= end]
+    return bool(around) and around[0].start() <= start + 1 and bool(_MENTIONED.search(text, left, around[0].start()))
+
+
+def _spelled(view: _View) -> Iterator[tuple[_View, re.Pattern[str]]]:
+    "What was spelled letter by letter: as words where wider gaps divide them, and as one word."
+    for mark in _SPELLED.finditer(view.text):
+        kept = [at for at in range(*mark.span()) if view.text[at].isalpha()]
+        yield view.part("".join(view.text[at] for at in kept), kept), _GLUED_ORDER
+        wide = [at for at in range(*mark.span()) if view.text[at].isalpha() or view.text[at - 1 : at + 1] == "  "]
+        spaced = view.part("".join(view.text[at] for at in wide), wide)
+        yield from ((spaced, order) for order in _LATIN_ORDERS)
+
+
+def _readings(text: str) -> Iterator[tuple[_View, re.Pattern[str]]]:
+    "Each way to read the text, with the pattern to look for in it."
+    view = _folded(text)
+    yield from ((view, order) for order in _LATIN_ORDERS)
+    if not view.text.isascii():
+        yield from ((view, order) for order in _OTHER_ORDERS)
+        alike = _View(view.text.translate(_ALIKE), view.starts, view.ends)
+        yield from ((alike, order) for order in _LATIN_ORDERS if alike.text != view.text)
+    if _ROT13.search(view.text):
+        turned = _View(view.text.translate(_TURNED), view.starts, view.ends)
+        yield from ((turned, order) for order in _ENGLISH_ORDERS)
+    yield from _spelled(view)
+
+
+def _unpacked(code: bytes) -> str:
+    "The text in these bytes; none if they are not mostly printable."
+    try:
+        text = code.decode("utf-8")
+    except UnicodeDecodeError:
+        return ""
+    return text if sum(one.isprintable() or one.isspace() for one in text) >= 0.9 * max(1, len(text)) else ""
+
+
+def _decoded(text: str) -> Iterator[str]:
+    "What runs of at least 16 characters say when they are base64, hexadecimal or percent codes, and what invisible tags say."
+    for mark in _BASE64.finditer(text):
+        code = "".join(mark.group().split()).replace("-", "+").replace("_", "/")
+        code = code[: len(code) - (len(code) % 4 == 1)]
+        yield _unpacked(base64.b64decode(code + "=" * (-len(code) % 4)))
+    for mark in _HEX.finditer(text):
+        code = re.sub(r"0x|\\x|[\s:,]", "", mark.group())
+        yield _unpacked(bytes.fromhex(code))
+    for mark in _PERCENT.finditer(text) if "%" in text else ():
+        if (said := unquote(mark.group())) != mark.group():
+            yield said
+    if not text.isascii():
+        yield "".join(chr(ord(one) - 0xE0000) for one in text if 0xE0020 <= ord(one) <= 0xE007E)
+
+
+def _orders(text: str, depth: int) -> list[str]:
+    spans, known = [], bytearray(len(text))
+    for view, order in _readings(text):
+        for mark in order.finditer(view.text):
+            start, end = view.span(*mark.span())
+            if not any(known[start:end]) and not _excused(view.text, *mark.span()):
+                spans.append((start, end))
+                known[start:end] = b"x" * (end - start)
+    found = [text[start:end].strip().lstrip(".!?,:;)>*#—–\"'“”‘’- \t\n") for start, end in sorted(spans)]
+    if depth < _DEEPEST:
+        found += [piece for said in _decoded(text) if len(said) >= 8 for piece in _orders(said, depth + 1)]
+    return [piece for piece in found if re.search(r"\w", piece)]
 
 
 def orders(
     text: str,  # of a passage
-) -> list[str]:  # the pieces that give an order to whoever answers
-    "Where a text addresses the reader of a prompt and not the reader of a document."
-    return [mark.group().strip() for mark in _ORDER.finditer(as_text(text))]
+) -> list[str]:  # the pieces that give an order to whoever answers, as they stand; decoded where they stand in code
+    "Where a text addresses the reader of a prompt and not the reader of a document. A net with holes: it knows common forms, not meaning."
+    return _orders(as_text(text), 0)
 
 # %% ../../nbs/course/llm/generators.ipynb #9e89c19b
 @lru_cache(maxsize=2**14)
