@@ -1,4 +1,4 @@
-"""Twenty days: each has its work, its deliverable and a check that is red before the work and green after it, or says that it is coming."""
+"""Twenty days: each has work, a deliverable and a check that is red before the work and green after it, or is marked coming."""
 
 import json
 import re
@@ -21,7 +21,7 @@ DAYS = {int(number): (title, body) for text in WEEKS.values()
 COMING = {day for day, (title, _) in DAYS.items() if title.endswith("(coming)")}
 LESSONS = {file.stem for file in course_notebooks(ROOT, lessons_only=True)}
 PATTERNS = {day: re.findall(r"status \| grep -E '(.+)'", body) for day, (_, body) in DAYS.items()}
-PROGRAMS = {day: found[0] for day, (_, body) in DAYS.items() if (found := re.findall(r"^python -c '\n(.*?)^'$", body, re.M | re.S))}
+PROGRAMS = {day: code for day, (_, body) in DAYS.items() for code in re.findall(r"^python -c '\n(.*?)^'$", body, re.M | re.S)}
 
 
 def test_twenty_days_five_a_week() -> None:
@@ -77,8 +77,9 @@ def test_status_lines_are_red_until_the_lesson_is_recorded_and_every_exercise_ha
 
 def question(number: int) -> dict:
     answered = number > 5
-    return {"id": f"me-{number}", "text": f"Question {number}?", "kind": "answerable" if answered else "unanswerable", "split": "test",
-            "quotes": ["fired on Tuesdays"] if answered else [], "answer": "", "source": "library", "document": "kiln.md"}
+    return {"id": f"me-{number}", "text": f"Question {number}?", "kind": "answerable" if answered else "unanswerable",
+            "quotes": ["fired on Tuesdays"] if answered else [], "answer": "", "split": "test", "source": "library",
+            "document": "kiln.md"}
 
 
 ASKED = [question(number) for number in range(1, 21)]
