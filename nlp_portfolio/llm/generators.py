@@ -1097,6 +1097,10 @@ class _Words:
         return self.sum(asked.intersection(found)) / max(self.sum(asked), 1e-9)
 
 # %% ../../nbs/course/llm/generators.ipynb #b98e1810
+# `str.find(sub[, start])` alone: the head of a docstring, which answers nothing
+_SIGNATURE = re.compile(r"(?:(?:async )?def |class )?[\w.]+\((?:[^()\n]|\([^()\n]*\)){0,200}\)(?:\s*->\s*[\w\[\], .|]{1,80})?:?")
+
+
 def _quotable(prompt: Prompt) -> list[tuple[int, Passage]]:
     "The passages that give no orders, with their numbers. Words that the question asks about are no order."
     asked = _stems(prompt.question)
@@ -1108,7 +1112,8 @@ def _shortlist(words: _Words, asked: frozenset[str], passage: Passage, most: int
     "The sentences of a passage that share most with the question, by their numbers, in reading order."
     spans = sentence_spans(passage.text)
     share = [words.share(asked, _stems(passage.text[start:end])) for start, end in spans]
-    return {i: spans[i] for i in sorted(sorted(range(len(spans)), key=lambda i: (-share[i], i))[:most])}
+    told = [i for i, (start, end) in enumerate(spans) if not _SIGNATURE.fullmatch(passage.text, start, end)]
+    return {i: spans[i] for i in sorted(sorted(told, key=lambda i: (-share[i], i))[:most])}
 
 
 def _passage_rows(
