@@ -697,6 +697,7 @@ def test_weights_that_ship_hold_no_text():
 
 def test_the_head_of_a_docstring_is_not_quoted():
     head = "str.removeprefix(prefix, /)"
-    text = f"{head}\n\nIf the string starts with the prefix, return the string without the prefix. Otherwise return a copy of the string."
-    found = Quoting().generate(Prompt("What does str.removeprefix return if the string starts with the prefix?", (passage(text),)))
+    text = f"{head}\n\nIf the string starts with the prefix, return the string without the prefix. Otherwise return a copy."
+    asked = Prompt("What does str.removeprefix return if the string starts with the prefix?", (passage(text),))
+    found = Quoting().generate(asked)
     assert found.citations and head not in [one.quote for one in found.citations]
