@@ -37,9 +37,7 @@ WEIGHT = 0.3  # of BM25, chosen on the development questions in lesson 33
 @cache
 def documentation_retriever() -> Retriever:
     "The search of lesson 33 over this Python's documentation: BM25 and MiniLM fused by score, built once a process."
-    found = passages()
-    clean = [passage for passage in found if not _order_words(passage.indexed)]
-    return Fused([Bm25(clean), Dense(found)], weights=(WEIGHT, 1 - WEIGHT))
+    return Fused([Bm25(passages()), Dense(passages())], weights=(WEIGHT, 1 - WEIGHT))
 
 # %% ../../nbs/7_llm/36_rag.ipynb #a2acf88a
 @dataclass(frozen=True)
@@ -178,7 +176,8 @@ def guarded(
     if isinstance(retriever, Reranked):
         return Reranked(guarded(retriever.retriever), retriever.scorer, retriever.depth, retriever.weight)
     if isinstance(retriever, Bm25):
-        clean = [passage for passage in retriever.passages if not _order_words(passage.indexed)]
+        own = {passage.id for passage in passages()} if len(retriever.passages) > 5_000 else set()
+        clean = [passage for passage in retriever.passages if passage.id in own or not _order_words(passage.indexed)]
         if clean and len(clean) < len(retriever.passages):
             retriever = Bm25(clean, retriever.index.k1, retriever.index.b, retriever.tokens)
     if isinstance(retriever, Index):
