@@ -637,7 +637,7 @@ def test_quote_answers_from_a_huge_passage(no_model):
 
 
 @pytest.mark.parametrize("number", [1, 8, 60])
-def test_few_sentences_of_a_prompt_are_embedded(number, no_model, monkeypatch):
+def test_few_sentences_of_a_prompt_are_embedded(number, no_model):
     seen, batches = [], []
 
     def counted(texts, keep=True):
@@ -645,9 +645,9 @@ def test_few_sentences_of_a_prompt_are_embedded(number, no_model, monkeypatch):
         batches.append([len(text) for text in texts])
         return hashed(texts)
 
-    monkeypatch.setattr(generators, "embed", counted)
     bodies = [passage(" ".join(f"Town {n} has {size} bridges." for size in range(60)), f"p{n}") for n in range(number)]
-    found = Quoting(threshold=0).generate(Prompt("How many bridges has the town?", tuple(bodies)))
+    with patch.object(generators, "embed", counted):
+        found = Quoting(threshold=0).generate(Prompt("How many bridges has the town?", tuple(bodies)))
     assert found.citations
     assert number < len(seen) == len(set(seen)) <= max(generators.WIDEST, number) + number
     assert all(len(batch) <= 8 and batch == sorted(batch) for batch in batches)

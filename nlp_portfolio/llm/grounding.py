@@ -15,8 +15,6 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 # %% ../../nbs/7_llm/37_rag_eval.ipynb #5266509d
 from ..course.datasets import as_text
 from ..course.settings import active

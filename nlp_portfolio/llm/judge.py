@@ -8,7 +8,6 @@ __all__ = ['LONGEST', 'SIGNALS', 'MOST_WORDS', 'LABELS', 'WITNESSES', 'content',
 
 # %% ../../nbs/course/llm/judge.ipynb #14af46a9
 import hashlib
-import json
 import math
 import random
 import re

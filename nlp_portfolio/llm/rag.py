@@ -167,8 +167,7 @@ class _Mode:
 def guarded(
     retriever: Retriever,  # of any kind
 ) -> Retriever:  # the same search, where passages that give orders do not count
-    """Guard each list before lists are fused or reranked, so that what is left out moves nothing else. `Bm25` is built anew without the
-    passages that give orders, since they would change how rare a word is. An `Index` counts them there. Twice is once."""
+    "Guard each list before they are fused. `Bm25` is built anew without what gives orders; an `Index` counts it. Twice is once."
     if isinstance(retriever, Guarded):
         return retriever
     if isinstance(retriever, Fused):
