@@ -187,8 +187,10 @@ def guarded(
 LONGEST_QUESTION = 4_000  # characters
 
 
-def _count(k: int) -> int:
-    "How many passages to read. Raises ValueError for what is no whole number of at least 1."
+def _count(k: int | None, generator: Generator | None) -> int:
+    "How many passages to read; the 4 was chosen below, on dev. Raises ValueError for what is no whole number of at least 1."
+    if k is None:
+        return 4 if generator is None or isinstance(generator, Quoting) else 8
     if isinstance(k, bool) or not isinstance(k, int) or k < 1:
         raise ValueError(f"k must be a whole number of at least 1, got {k!r}")
     return k
@@ -216,8 +218,7 @@ class RAG:
         system: str | None = None,  # instructions; None: those of Prompt
         ledger: Ledger | None = None,  # gets a row for each answer
     ):
-        self.retriever, self.generator = guarded(retriever), generator or Quoting()
-        self.k = _count(k if k is not None else 4 if isinstance(self.generator, Quoting) else 8)  # chosen below, on dev
+        self.retriever, self.generator, self.k = guarded(retriever), generator or Quoting(), _count(k, generator)
         self.supports, self.prices, self.ledger = supports or shares_words, prices, ledger
         self.max_tokens, self.system = max_tokens, system
 
