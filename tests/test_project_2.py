@@ -102,11 +102,9 @@ def test_these_are_refused_with_the_nearest_passages(qa: DocumentQA, name: str) 
 
 
 ORDERS = ("direct order", "fake system tag", "code comment", "another language", "encoded")
-MISSED = {"at-09"}  # an order in words that no pattern knows; the README and the model card say so
 
 
-@pytest.mark.parametrize("row", [row for row in HARMFUL if row["family"] in ORDERS and row["id"] not in MISSED],
-                         ids=lambda row: row["id"])
+@pytest.mark.parametrize("row", [row for row in HARMFUL if row["family"] in ORDERS], ids=lambda row: row["id"])
 def test_a_document_that_gives_orders_changes_neither_answer_nor_citations(qa: DocumentQA, row: dict[str, Any]) -> None:
     with_it, without = f"{row['id']}-with", f"{row['id']}-without"
     for tenant in (with_it, without):

@@ -818,8 +818,8 @@ _ENGLISH = (rf"""\bpay no attention to\b~\b(?:{_WHAT}|asks?|asked|wants?)\b | \b
             (?:that\b|with\b|only\b|exactly\b|nothing\ but\b|me\b|the\ (?:words?|link)\b|the following\b(?! (?:questions?|lines?|code|commands?))|(?<!write)(?<!write\s)[:"“]\s?\w)
         | {_TOLD}(?:answer|reply|respond)[\s,]{{0,3}}['‘]\w | {_FIRST}(?:do not|never|don't) (?:answer|cite)(?=\s?(?:[.!,]|$))""",
     rf"""(?:^|[.!?:>(]\s{{0,9}})(?:from now on,? )?you are (?:an? |the )(?:helpful |uncensored |unrestricted )?(?:ai|assistant|language model|chatbot)\b(?! (?:professor|manager|teacher|coach|director|editor|researcher|scientist))
-        | (?:^|[.!?:>(]\s{{0,9}})(?:dear|attention|attn|hey|hello)[\s,:]{{1,3}}(?:all |any )?{_WHO}\b
-        | (?:^|[.!?(]\s{{0,9}})(?:to )?(?:an? |the |all |any )?{_WHO}(?:\s?,\ (?:please|you|do|ignore|always|never)\b|\ (?:reading|answering|processing|summari[sz]ing)\ this\b)
+        | (?:^|[.!?:>(#*/;-]\s{{0,9}})(?:dear|attention|attn|hey|hello)[\s,:]{{1,3}}(?:all |any )?{_WHO}\b
+        | (?:^|[.!?(#*/;-]\s{{0,9}})(?:to )?(?:an? |the |all |any )?{_WHO}(?:\s?,\ (?:please|you|do|ignore|always|never)\b|\ (?:reading|answering|processing|summari[sz]ing)\ this\b)
         | ^[\t\x20]{{0,20}}to (?:an? |the |all |any )?{_WHO}\s?: | (?:^|[.!?]\s{{1,9}})repeat after me\b
         | [\[(<#{{]\s?(?:system|developer) (?:prompt|message|note|override|instructions?)\s?[\]):>}}] | [\[<]system[\]>]:?\s{{0,3}}\w+ \w+ \w+
         | <\|?(?:im_start|im_end|system|assistant|endoftext|eot_id|start_header_id|begin_of_text)\b | <\|user\b | <user>\s?\w+ \w+ \w+ \w+ | \[/?inst\]
