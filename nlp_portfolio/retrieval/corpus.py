@@ -164,7 +164,7 @@ TOKEN = re.compile(r"\w+|[^\w\s]")
 
 def _size(text: str, start: int, end: int) -> int:
     "Words and punctuation marks between two positions."
-    return sum(1 for _ in TOKEN.finditer(text, start, end))
+    return len(TOKEN.findall(text, start, end))
 
 
 def _inside(text: str, start: int, end: int, limit: int) -> list[tuple[int, int]]:
