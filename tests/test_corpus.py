@@ -5,6 +5,8 @@ import re
 import subprocess
 import sys
 from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -240,3 +242,51 @@ def test_the_shipped_questions_hold_on_the_python_they_were_written_for(found, c
     held = holding(every, found)
     capsys.readouterr()
     assert len(held) >= (len(every) if sys.version_info[:2] == (3, 11) else 0.9 * len(every))
+
+
+# ---- the parsed documentation is kept
+
+
+@pytest.fixture
+def unparsed(monkeypatch, tmp_path):
+    "A home without a cache; parsing counts."
+    calls, whole = [], corpus._documentation()
+    monkeypatch.setenv("NLP_PORTFOLIO_HOME", str(tmp_path))
+    monkeypatch.setattr(corpus, "_parsed", lambda folder: calls.append(folder) or whole)
+    return calls
+
+
+def test_the_documentation_is_parsed_once_and_read_back_as_it_was(unparsed, tmp_path):
+    first, second = corpus._documentation.__wrapped__(), corpus._documentation.__wrapped__()
+    assert first == second == corpus._documentation()
+    assert len(unparsed) == 1
+    kept = list((tmp_path / "cache/documentation").iterdir())
+    assert [file.suffix for file in kept] == [".json"]
+
+
+@pytest.mark.parametrize("broken", [b"", b"[{", b"[1]", b'[{"id": "x"}]', b"{}", b"[]"])
+def test_a_broken_copy_is_parsed_anew(unparsed, tmp_path, broken):
+    first = corpus._documentation.__wrapped__()
+    (file,) = (tmp_path / "cache/documentation").iterdir()
+    file.write_bytes(broken)
+    assert corpus._documentation.__wrapped__() == first
+    assert len(unparsed) == 2
+
+
+def test_another_library_is_another_copy(monkeypatch):
+    before = corpus._key(corpus.stdlib())
+    real = Path.stat
+
+    def touched(self: Path, **more: bool) -> SimpleNamespace:
+        facts = real(self, **more)
+        size = facts.st_size + (self.name == "topics.py")
+        return SimpleNamespace(st_size=size, st_mtime_ns=facts.st_mtime_ns, st_mode=facts.st_mode)
+
+    monkeypatch.setattr(Path, "stat", touched)
+    assert corpus._key(corpus.stdlib()) != before
+
+
+def test_a_home_that_cannot_be_written_is_no_error(monkeypatch, tmp_path):
+    (tmp_path / "home").write_text("a file where a folder should be")
+    monkeypatch.setenv("NLP_PORTFOLIO_HOME", str(tmp_path / "home"))
+    assert corpus._documentation.__wrapped__() == corpus._documentation()

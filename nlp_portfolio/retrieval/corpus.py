@@ -9,7 +9,9 @@ __all__ = ['RULES', 'HEADING', 'OUT', 'HALVES', 'FEWEST', 'Definition', 'LIMIT',
 
 # %% ../../nbs/course/retrieval/corpus.ipynb #5c906828
 import ast
+import hashlib
 import json
+import os
 import platform
 import re
 import sys
@@ -17,13 +19,15 @@ import sysconfig
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from contextlib import suppress
+from dataclasses import asdict, dataclass, fields
 from functools import cache, lru_cache
 from importlib import resources
 from itertools import accumulate
 from pathlib import Path
 
 # %% ../../nbs/course/retrieval/corpus.ipynb #23ccf7ba
+from ..course.settings import home
 from .documents import Document, Passage, Section, normalized, passage_of
 
 # %% ../../nbs/course/retrieval/corpus.ipynb #1ee4114c
@@ -141,19 +145,50 @@ def _library(folder: Path) -> list[Document]:
             documents.append(Document(f"library/{module}", text, module, source, {"kind": "library", "module": module}, tuple(sections)))
     return documents
 
+# %% ../../nbs/course/retrieval/corpus.ipynb #6d3c1b52
+def _key(folder: Path) -> str:
+    "What parsed documentation depends on: this Python, its sources' sizes and times, and the code that parses."
+    files = [folder / "pydoc_data" / "topics.py", *(file for several in _sources(folder).values() for file in several)]
+    facts = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    code = (resources.files("nlp_portfolio") / "retrieval/corpus.py").read_text(encoding="utf-8")
+    return hashlib.sha256(json.dumps([sys.version, facts, code]).encode()).hexdigest()[:16]
+
+
+def _read(row: dict) -> Document:
+    "A document from its JSON."
+    return Document(**{**row, "sections": tuple(Section(**one) for one in row["sections"])})
+
+
+def _keep(documents: tuple[Document, ...], file: Path) -> tuple[Document, ...]:
+    "The documents, written in one step where that is possible."
+    draft = file.with_name(f"{file.name}.{os.getpid()}.tmp")
+    with suppress(OSError):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        draft.write_text(json.dumps([asdict(one) for one in documents]), encoding="utf-8")
+        os.replace(draft, file)
+    return documents
+
 # %% ../../nbs/course/retrieval/corpus.ipynb #cd91817a
-@cache
-def _documentation() -> tuple[Document, ...]:
-    folder = stdlib()
+def _parsed(folder: Path) -> tuple[Document, ...]:
+    "The documents of a standard library, from its sources."
     source = (folder / "pydoc_data" / "topics.py").read_text(encoding="utf-8")
     return (*_reference(topics(source)), *_library(folder))
+
+
+@cache
+def _documentation() -> tuple[Document, ...]:
+    folder, found = stdlib(), None
+    file = home() / "cache" / "documentation" / f"{_key(folder)}.json"
+    with suppress(OSError, ValueError, TypeError, LookupError):  # not there, or not whole
+        found = tuple(map(_read, json.loads(file.read_bytes())))
+    return found or _keep(_parsed(folder), file)
 
 
 def documentation() -> list[Document]:
     """The documentation of this Python: the topics of the language reference, then the modules of the standard library.
 
-    Ids are `reference/<topic>` and `library/<module>`; metadata has `kind`, and `module` for the library. Parsed once a
-    process, in seconds. Raises FileNotFoundError where the library's sources are not installed.
+    Ids are `reference/<topic>` and `library/<module>`; metadata has `kind`, and `module` for the library. Parsed once,
+    in a second or two, and kept below the course's home. Raises FileNotFoundError where the library's sources are not installed.
     """
     return list(_documentation())
 
