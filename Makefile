@@ -2,7 +2,7 @@
 # make test        environment, then everything: sync, lint, tests, every notebook (ARGS="-k metrics" passes arguments to pytest)
 # make lab         JupyterLab on the course
 # make serve P=1   the service of a project on a port of this machine (ARGS="--port 9000" passes arguments)
-# make demo P=1    its demo in the browser
+# make demo P=1    its demo in the browser; make demo opens all of them on one page
 # make bench       services under load beside LitServe, and search beside bm25s and faiss
 # make fuzz        the fuzz of the services at full length (N=100000), its figures kept in tests/campaigns
 # make kills       kill -9 while an index is written (K=50), likewise
@@ -28,7 +28,7 @@ serve: .venv/ready
 	@.venv/bin/python projects/$(P)_*/service.py $(ARGS)
 
 demo: .venv/ready
-	@.venv/bin/python projects/$(P)_*/app.py $(ARGS)
+	@.venv/bin/python projects/$(if $(filter file,$(origin P)),,$(P)_*/)app.py $(ARGS)
 
 bench: .venv/ready
 	@.venv/bin/python benchmarks/serving.py $(ARGS)

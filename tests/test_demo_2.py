@@ -1,60 +1,35 @@
 """The document demo in a real browser: ask, open a citation, be refused, upload a file and ask about it."""
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from browser import Page, demo_of, opened, without_browser
 from conftest import ROOT
-from test_demo import CHROME, FLAGS, Page, answered
 
-pytestmark = pytest.mark.skipif(CHROME is None, reason="no Chromium or Chrome on this machine")
+pytestmark = without_browser
 PROJECT = ROOT / "projects" / "2_document_qa"
+READY = "document.querySelector('textarea') && document.querySelector('input[type=file]')"
 ANSWERED = "document.querySelector('.quiet')?.innerText.includes('answered by')"
 
 
 @pytest.fixture(scope="module")
 def demo() -> Iterator[str]:
-    port = 20_000 + (os.getpid() + 7) % 20_000
-    process = subprocess.Popen([sys.executable, PROJECT / "app.py", "--port", str(port)],
-                               env={**os.environ, "GRADIO_ANALYTICS_ENABLED": "False"})
-    try:
-        answered(f"http://127.0.0.1:{port}/", process, 180)
-        yield f"http://127.0.0.1:{port}/"
-    finally:
-        process.terminate()
-        process.wait(20)
+    with demo_of(PROJECT / "app.py", 7) as address:
+        yield address
 
 
 @pytest.fixture
 def page(demo: str, tmp_path: Path) -> Iterator[Page]:
-    from websockets.sync.client import connect
-
-    browser = subprocess.Popen([CHROME, *FLAGS, f"--user-data-dir={tmp_path / 'chrome'}", "about:blank"], stderr=subprocess.PIPE,
-                               text=True)
-    try:
-        address = next(line.split()[-1] for line in browser.stderr if "DevTools listening" in line)
-        port = address.split(":")[2].split("/")[0]
-        tabs = json.loads(answered(f"http://127.0.0.1:{port}/json", browser, 20))
-        with connect(next(tab for tab in tabs if tab["type"] == "page")["webSocketDebuggerUrl"], max_size=None) as socket:
-            page = Page(socket)
-            page.call("Page.enable")
-            page.call("Page.navigate", url=demo)
-            page.wait("document.querySelector('textarea') && document.querySelector('input[type=file]')")
-            yield page
-    finally:
-        browser.terminate()
-        browser.wait(20)
+    with opened(demo, tmp_path / "chrome", READY) as found:
+        yield found
 
 
 def ask(page: Page, question: str) -> str:
     "Ask, and wait until the last line of the answer is there."
     page.run("document.querySelector('.quiet')?.remove()")
-    page.run(f"box = document.querySelector('textarea'); box.value = {json.dumps(question)}; "
-             "box.dispatchEvent(new Event('input', {bubbles: true}))")
+    page.write(question)
     page.click("Ask")
     page.wait(ANSWERED, 120)
     return page.run("document.querySelector('.said').innerText")
