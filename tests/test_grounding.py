@@ -130,6 +130,13 @@ def test_groundedness_is_the_weakest_sentence_and_a_quote_supports_itself():
     assert groundedness(quoted((1, PANS)), Fixed()) == 1.0 and math.isnan(groundedness(refused(*SEEN), Fixed()))
 
 
+def test_quotes_that_end_without_a_full_stop_are_read_as_one_sentence_and_still_support_themselves():
+    first, second = "Iron pans must be seasoned", "Copper pots need a lining of tin."
+    both = quoted((1, first), (1, second), text=f"{first} [1] {second} [1]")
+    judge = Fixed(Iron=0.2)
+    assert groundedness(both, judge) == 1.0 and judge.seen == []
+
+
 def test_found_at_gives_the_first_rank_of_each_quote():
     assert found_at(refused(*SEEN), asking(ROD, PANS, "Not there at all.")) == (2, 1, None)
     assert found_at(refused(*SEEN), asking()) == ()

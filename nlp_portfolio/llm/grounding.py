@@ -111,7 +111,7 @@ def groundedness(
     said = claims(grounded.text, grounded.passages)
     cited = [[one.quote for one in grounded.citations if one.number in claim.numbers] for claim in said]
     free = [(claim.text, " ".join(those)) for claim, those in zip(said, cited, strict=True)
-            if normalized(claim.text) not in map(normalized, those)]
+            if normalized(claim.text) not in normalized(" ".join(those))]
     return float(judge.score(free).min()) if free else 1.0
 
 # %% ../../nbs/7_llm/37_rag_eval.ipynb #875aa0fb
