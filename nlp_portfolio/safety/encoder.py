@@ -717,7 +717,7 @@ def development(
                          for name, (p, wanted) in parts.items()}
     return {"thresholds": thresholds, "development": report}
 
-# %% ../../nbs/course/safety/encoder.ipynb #a9a19567
+# %% ../../nbs/course/safety/encoder.ipynb #4b822af9
 SETS = {"presidio_pii": "MIT", "davidson_hate": "MIT", "toxic_spans": "CC0 1.0", "prompt_injection": "MIT; its tables CC BY-SA 4.0",
         "banking77": "CC BY 4.0", "clinc150": "CC BY 3.0", "medquad": "CC BY 4.0", "data/safety/rows.jsonl": "Apache-2.0"}
 
@@ -727,22 +727,26 @@ def train_safety(
     recipe: Recipe = Recipe(epochs=4, lr=1e-3, batch_size=32, bf16=True),  # how
     rank: int = RANK,  # width of the adapter
     share: float = 1.0,  # of the rows of every head
+    start: Path | str | None = None,  # a saved model to train further
 ) -> dict[str, Any]:  # the card
     "Train all heads on the training rows at hand and save them after every epoch. No test part is touched."
+    first = read_card(start) if start else {}
     rows = {head: training_rows(head, seed=recipe.seed) for head in HEADS}
     rows = {head: some[: math.ceil(share * len(some))] for head, some in rows.items()}
     counts = {head: {name: len(some) for name, some in sources(head).items()} for head in HEADS}
-    call = f"train_safety('weights/safety', {recipe}, rank={rank}, share={share})"
+    call = f"train_safety('weights/safety', {recipe}, rank={rank}, share={share}{', start=...' if start else ''})"
     card = {"task": "safety", "data": {"name": "presidio_pii", "split": "train", "rows": counts, "licences": SETS}, "licence": "Apache-2.0",
             "citation": "the sets' READMEs; rows.jsonl was written for this course", "seed": recipe.seed, "recipe": asdict(recipe),
             "command": f'python -c "from nlp_portfolio.safety.encoder import *; from nlp_portfolio.neural.lora import Recipe; {call}"',
             "measured_by": "nlp_portfolio.safety.encoder:measure_safety"}
+    if start:
+        card["trained_before"] = {name: first[name] for name in ("recipe", "data", "command", "epochs_done", "file_sha256") if name in first}
 
     def after_epoch(model: SafetyModel, epoch: int, loss: float) -> None:
         print(f"epoch {epoch}: loss {loss:.4f}", flush=True)
         save_heads(model, folder, card | {"epochs_done": epoch, "loss": loss})
 
-    train_heads(rows, recipe, rank=rank, after_epoch=after_epoch)
+    train_heads(rows, recipe, rank=rank, model=load_heads(start).train() if start else None, after_epoch=after_epoch)
     write_json(Path(folder) / "card.json", read_card(folder) | development(SafetyEncoder.load(folder)))
     return read_card(folder)
 
