@@ -398,7 +398,8 @@ columns = { id = "string", votes = "object", marks = "objects?", spans = "int_li
 
 
 def test_a_key_that_a_row_lacks_is_none_and_not_zero(free):
-    data = free({"id": "a", "votes": {"x": 1}, "spans": [[0, 3]]}, {"id": "b", "votes": {"y": 0}, "marks": [{"start": 2, "end": 4}]})
+    data = free({"id": "a", "votes": {"x": 1}, "spans": [[0, 3]]},
+                {"id": "b", "votes": {"y": 0}, "marks": [{"start": 2, "end": 4}]})
     assert data["votes"][:] == [{"x": 1, "y": None}, {"x": None, "y": 0}]
     assert data["marks"][:] == [None, [{"start": 2, "end": 4}]] and data["spans"][:] == [[[0, 3]], None]
 
