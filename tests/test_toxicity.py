@@ -8,7 +8,17 @@ from hypothesis import strategies as st
 
 from nlp_portfolio.evaluation.errors import expected_calibration_error
 from nlp_portfolio.safety import toxicity as tox
-from nlp_portfolio.safety.toxicity import Cost, agreement, at_share, by_functionality, calibrate, choose_threshold, cost_curve, flag_rates, mask
+from nlp_portfolio.safety.toxicity import (
+    Cost,
+    agreement,
+    at_share,
+    by_functionality,
+    calibrate,
+    choose_threshold,
+    cost_curve,
+    flag_rates,
+    mask,
+)
 
 RNG = np.random.default_rng(0)
 LABELS = RNG.integers(0, 2, 400)
@@ -25,7 +35,8 @@ def listed(monkeypatch):
 
 
 @pytest.mark.parametrize(("text", "shown"), [
-    ("A zebra!", "A z****!"), ("ZEBRAS, zebraz", "Z*****, z*****"), ("z3br4 and 2ebra", "z**** and 2ebra"), ("two gnus", "two g***"),
+    ("A zebra!", "A z****!"), ("ZEBRAS, zebraz", "Z*****, z*****"),
+    ("z3br4 and 2ebra", "z**** and 2ebra"), ("two gnus", "two g***"),
     ("subzebrafoo", "subz****foo"), ("ignus", "ignus"), ("zebra_gnu", "z****_gnu"), ("", ""), ("z e b r a", "z e b r a"),
     ("zebra" * 3, "z****" * 3), ("İzebra", "İz****"), ("nul\0zebra\ud83d", "nul\0z****\ud83d"),
 ])
@@ -38,7 +49,10 @@ def test_mask_knows_the_shipped_list():
     assert len(tox._listed()) >= 80 and all(len(one) == 16 for one in tox._listed())
 
 
-@pytest.mark.parametrize("word", "Scunthorpe Pakistan raccoons scripts class Dickens cockpit assassin spicy Niger shitake Essex therapist".split())
+EVERYDAY = "Scunthorpe Pakistan raccoons scripts class Dickens cockpit assassin spicy Niger shitake Essex therapist"
+
+
+@pytest.mark.parametrize("word", EVERYDAY.split())
 def test_mask_leaves_everyday_words(word):
     assert mask(word) == word
 
@@ -83,7 +97,8 @@ def test_the_chosen_threshold_is_the_cheapest_of_a_fine_grid(missed, share):
 def test_the_curve_begins_with_stopping_nothing_and_ends_with_stopping_everything():
     curve = cost_curve(SCORES, LABELS, Cost(3), 0.25)
     assert curve.iloc[0].tolist() == [np.inf, 1.0, 0.0, 750.0]
-    assert curve["threshold"].is_monotonic_decreasing and curve.iloc[-1][["missed", "silenced", "cost"]].tolist() == [0.0, 1.0, 750.0]
+    assert curve["threshold"].is_monotonic_decreasing
+    assert curve.iloc[-1][["missed", "silenced", "cost"]].tolist() == [0.0, 1.0, 750.0]
 
 
 def test_a_dearer_miss_never_raises_the_threshold():
@@ -99,9 +114,10 @@ def test_of_equally_cheap_thresholds_the_one_that_silences_least():
     assert choose_threshold([0.9, 0.8], [0, 1], Cost(1), 0.5) == (np.inf, 1.0, 0.0, 500.0)
 
 
-@pytest.mark.parametrize(("p", "y", "share"), [([], [], None), ([0.1], [0], None), ([0.1, 0.2], [0, 1], 0), ([0.1, 0.2], [0, 1], 1),
-                                               ([0.1, 2.0], [0, 1], None), ([0.1, np.nan], [0, 1], None), ([0.1, 0.2], [0, 2], None),
-                                               ([0.1, 0.2, 0.3], [0, 1], None)])
+@pytest.mark.parametrize(("p", "y", "share"), [
+    ([], [], None), ([0.1], [0], None), ([0.1, 0.2], [0, 1], 0), ([0.1, 0.2], [0, 1], 1), ([0.1, 2.0], [0, 1], None),
+    ([0.1, np.nan], [0, 1], None), ([0.1, 0.2], [0, 2], None), ([0.1, 0.2, 0.3], [0, 1], None),
+])
 def test_bad_columns_have_no_curve(p, y, share):
     with pytest.raises(ValueError, match="need a probability for each label, both classes, and a share"):
         cost_curve(p, y, Cost(1), share)
@@ -128,7 +144,10 @@ def test_calibration_repairs_boasting_and_keeps_the_order():
 
 def test_at_share_is_bayes_and_comes_back():
     p = np.linspace(0.01, 0.99, 50)
-    odds = lambda q: q / (1 - q)
+
+    def odds(q):
+        return q / (1 - q)
+
     assert np.allclose(odds(at_share(p, 0.5, 0.02)), odds(p) * odds(0.02))
     assert np.allclose(at_share(at_share(p, 0.5, 0.02), 0.02, 0.5), p)
     assert at_share(0.5, 0.5, 0.02) == pytest.approx(0.02) and at_share([0, 1], 0.3, 0.1).tolist() == [0, 1]
@@ -175,9 +194,11 @@ def test_functionalities_are_counted_by_template():
 
 def test_all_right_is_not_certain():
     table = by_functionality(CASES, [1.0] * 6 + [0.0] * 4)
-    assert table["accuracy"].tolist() == [1.0] * 5 and table.loc["threat_dir_h", "low"] < 0.5 and table["high"].tolist() == [1.0] * 5
+    assert table["accuracy"].tolist() == [1.0] * 5 and table["high"].tolist() == [1.0] * 5
+    assert table.loc["threat_dir_h", "low"] < 0.5
     wrong = by_functionality(CASES, [0.0] * 6 + [1.0] * 4)
-    assert wrong["accuracy"].tolist() == [0.0] * 5 and wrong["low"].tolist() == [0.0] * 5 and wrong.loc["all", "high"] > 0.2
+    assert wrong["accuracy"].tolist() == [0.0] * 5 and wrong["low"].tolist() == [0.0] * 5
+    assert wrong.loc["all", "high"] > 0.2
 
 
 def test_the_threshold_counts_as_hateful():

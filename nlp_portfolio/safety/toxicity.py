@@ -6,7 +6,7 @@
 __all__ = ['FUNCTIONALITIES', 'mask', 'flag_rates', 'Cost', 'Operating', 'cost_curve', 'choose_threshold', 'calibrate',
            'at_share', 'by_functionality', 'agreement']
 
-# %% ../../nbs/10_safety/48_toxicity.ipynb #19f0262b
+# %% ../../nbs/10_safety/48_toxicity.ipynb #4cc44854
 import hashlib
 import math
 import re
@@ -22,7 +22,8 @@ from numpy.typing import ArrayLike
 from sklearn.metrics import roc_curve
 
 from ..course.datasets import as_text
-from ..evaluation.errors import Interval, Scaling, bootstrap_interval, fit_temperature, log_odds, wilson_interval
+from ..evaluation.errors import Interval, Scaling, bootstrap_interval, wilson_interval
+from ..evaluation.errors import fit_platt, fit_temperature, log_odds
 
 # %% ../../nbs/10_safety/48_toxicity.ipynb #1ded0565
 _DISGUISE = str.maketrans("013457@$", "oieastas")
@@ -125,13 +126,15 @@ def choose_threshold(
     curve = cost_curve(probabilities, labels, cost, toxic_share)
     return Operating(*curve.loc[curve["cost"].idxmin()].tolist())
 
-# %% ../../nbs/10_safety/48_toxicity.ipynb #fe5be40b
+# %% ../../nbs/10_safety/48_toxicity.ipynb #7acaec1b
 def calibrate(
     probabilities: ArrayLike,  # of the toxic class, on rows the model was not trained on
     labels: ArrayLike,  # 0 or 1
+    shift: bool = False,  # Platt scaling instead of temperature
 ) -> Callable[[ArrayLike], np.ndarray]:  # probabilities to calibrated ones, in the same order
-    "Temperature scaling (Guo et al. 2017) of probabilities. Raises ValueError for bad columns or one class only."
-    scaling: Scaling = fit_temperature(log_odds(probabilities, 1e-6), labels)
+    "Temperature (Guo et al. 2017) or Platt scaling (Platt 1999) of probabilities. Raises ValueError for bad columns or one class only."
+    fit = fit_platt if shift else fit_temperature
+    scaling: Scaling = fit(log_odds(probabilities, 1e-6), labels)
     return lambda given: scaling(log_odds(given, 1e-6))
 
 # %% ../../nbs/10_safety/48_toxicity.ipynb #46e2433b
@@ -164,7 +167,7 @@ FUNCTIONALITIES = {
     "spell_space_add_h": "added spaces", "spell_leet_h": "leetspeak",
 }  # of Röttger et al. (2021), in our words; _h is hateful, _nh is not
 
-# %% ../../nbs/10_safety/48_toxicity.ipynb #10c3ef69
+# %% ../../nbs/10_safety/48_toxicity.ipynb #a4b35ca6
 def _by_template(right: pd.Series, template: pd.Series, resamples: int) -> Interval:
     "Accuracy with an interval that draws whole templates; Wilson's over templates where all cases are right, or all wrong."
     counts = right.groupby(template).agg(["sum", "size"]).to_numpy(dtype=float)
@@ -178,7 +181,7 @@ def by_functionality(
     probabilities: ArrayLike,  # of hate, a value per case
     threshold: float = 0.5,  # a case is called hateful from it on
     resamples: int = 1000,
-) -> pd.DataFrame:  # by functionality: what, label, n, accuracy, low, high; the worst first, then three lines for all cases
+) -> pd.DataFrame:  # by functionality: what, hateful, n, accuracy, low, high; the worst first, then three lines of sums
     "HateCheck's table (Röttger et al. 2021). Raises ValueError for another number of probabilities."
     if len(cases) != len(p := np.asarray(probabilities, dtype=float)):
         raise ValueError(f"need one probability a case, got {len(p)} for {len(cases)}")
@@ -186,9 +189,9 @@ def by_functionality(
     parts = dict(list(frame.groupby("functionality")))
     parts = dict(sorted(parts.items(), key=lambda one: one[1]["right"].mean()))
     parts |= {"hateful": frame[frame["label"] == 1], "non-hateful": frame[frame["label"] == 0], "all": frame}
-    lines = {name: (FUNCTIONALITIES.get(name, ""), int(one["label"].iloc[0]) if name in FUNCTIONALITIES else None, len(one),
+    lines = {name: (FUNCTIONALITIES.get(name, ""), ["no", "yes"][one["label"].iloc[0]] if name in FUNCTIONALITIES else "", len(one),
                     *_by_template(one["right"], one["template"], resamples)) for name, one in parts.items() if len(one)}
-    return pd.DataFrame.from_dict(lines, orient="index", columns=["what", "label", "n", "accuracy", "low", "high"])
+    return pd.DataFrame.from_dict(lines, orient="index", columns=["what", "hateful", "n", "accuracy", "low", "high"])
 
 # %% ../../nbs/10_safety/48_toxicity.ipynb #0e513484
 def agreement(
