@@ -104,14 +104,23 @@ def test_hub_entry_pins_a_revision(name):
     assert all(count > 0 for count in hub["rows"].values())
 
 
+def ds_kind(value):
+    "The manifest's word for a list or an object, None for a plain value."
+    if isinstance(value, dict):
+        return "object"
+    if not isinstance(value, list):
+        return None
+    if isinstance(value[0], list):
+        return "int_lists" if isinstance(value[0][0], int) else "string_lists"
+    return "objects" if isinstance(value[0], dict) else "strings"
+
+
 @pytest.mark.parametrize(("name", "split"), [(n, s) for n, spec in ds.manifest().items() for s in spec["sample"]["rows"]])
 def test_bundled_split_is_what_the_manifest_says(name, split):
     data, spec = ds.load(name, split, source="sample"), ds.manifest()[name]
     assert data.num_rows == spec["sample"]["rows"][split]
-    lists = {1: "strings", 2: "string_lists"}
     first = {n: next((row[n] for row in data if not isinstance(row[n], list) or row[n]), None) for n in data.features}
-    kinds = {n: lists[1 + isinstance(first[n][0], list)] if isinstance(first[n], list) else f.dtype
-             for n, f in data.features.items()}
+    kinds = {n: ds_kind(first[n]) or f.dtype for n, f in data.features.items()}
     assert kinds == {n: kind.rstrip("?") for n, kind in ds.columns_of(name, split).items()}
     assert len(set(data["id"])) == len(data)
     assert ds.provenance(data).version == spec["sample"]["sha256"][split]
@@ -368,6 +377,43 @@ def test_broken_file_is_a_clear_error_and_never_the_sample(local, capsys, conten
     with pytest.raises(ValueError, match=message):
         ds.load("imdb", "train")
     assert capsys.readouterr().out == ""
+
+
+@pytest.fixture
+def free(package, tmp_path, monkeypatch):
+    "A function that loads rows as a set with an object, a list of objects and a list of number lists."
+    file = package / "datasets.toml"
+    spec = """\n[free]\ntitle = "t"\nunit = "rows"\nlicence = "l"\ncitation = "c"
+columns = { id = "string", votes = "object", marks = "objects?", spans = "int_lists?" }
+[free.sample]\nlicence = "Apache-2.0"\nrows = {}\nsha256 = {}\n"""
+    file.write_text(file.read_text(encoding="utf-8") + spec, encoding="utf-8")
+    monkeypatch.setenv("NLP_PORTFOLIO_DATA", str(tmp_path))
+    (tmp_path / "free").mkdir()
+
+    def load(*rows):
+        (tmp_path / "free/train.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+        return ds.load("free", "train")
+
+    return load
+
+
+def test_a_key_that_a_row_lacks_is_none_and_not_zero(free):
+    data = free({"id": "a", "votes": {"x": 1}, "spans": [[0, 3]]},
+                {"id": "b", "votes": {"y": 0}, "marks": [{"start": 2, "end": 4}]})
+    assert data["votes"][:] == [{"x": 1, "y": None}, {"x": None, "y": 0}]
+    assert data["marks"][:] == [None, [{"start": 2, "end": 4}]] and data["spans"][:] == [[[0, 3]], None]
+
+
+@pytest.mark.parametrize(("row", "message"), [
+    ({"votes": [1]}, "row 1: column 'votes' must be object, got list"),
+    ({"votes": {}, "marks": [3]}, "row 1: column 'marks' must be a list of JSON objects"),
+    ({"votes": {}, "spans": [["a"]]}, "row 1: column 'spans' must be a list of lists of whole numbers"),
+    ({"votes": {"x": "half \ud83d"}}, "row 1: column 'votes' holds half a surrogate pair"),
+    ({"votes": {"x": [{"y": "text"}, {"y": 3}]}}, "free train: the objects in votes, marks do not fit together"),
+])
+def test_objects_that_do_not_fit_are_a_clear_error(free, row, message):
+    with pytest.raises(ValueError, match=message):
+        free({"id": "a", **row})
 
 
 def test_number_too_large_for_its_column_names_the_row(local):

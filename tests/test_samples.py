@@ -112,6 +112,44 @@ def test_tickets_are_what_the_guide_says() -> None:
     assert sum(row["first_label"] not in row["intents"] for row in rows) == 42
 
 
+@pytest.mark.parametrize("name", ["toxicity", "davidson_hate"])
+def test_toxic_is_neither_given_away_nor_hopeless(name: str) -> None:
+    rows = rows_of(name)
+    folds = StratifiedKFold(5, shuffle=True, random_state=0)
+    texts, labels = [row["text"] for row in rows], [row["label"] for row in rows]
+    assert 0.70 <= cross_val_score(tfidf_logreg(min_df=1), texts, labels, cv=folds).mean() <= 0.92
+
+
+def test_no_slur_is_readable_in_the_samples_about_toxicity() -> None:
+    from nlp_portfolio.safety.toxicity import mask
+
+    names = ("toxicity", "davidson_hate", "toxic_spans", "hatecheck", "surge_toxicity", "moderation_eval")
+    seen = [row["text"] for name in names for row in rows_of(name) if mask(row["text"]) != row["text"]]
+    assert seen == []
+
+
+def test_hatecheck_sample_has_every_functionality() -> None:
+    counts = Counter(row["functionality"] for row in rows_of("hatecheck"))
+    assert len(counts) == 29 and set(counts.values()) == {4}
+    assert all(row["label"] == int(not row["functionality"].endswith("_nh")) for row in rows_of("hatecheck"))
+    assert all(len(row["votes"]) == 5 for row in rows_of("hatecheck"))
+
+
+def test_toxic_spans_stand_where_the_rows_say() -> None:
+    for row in rows_of("toxic_spans"):
+        marks = [one for one in row["annotations"] if one["spans"]]
+        assert len(row["annotations"]) == row["n_annotators"] and len(marks) == row["n_marking"]
+        assert bool(row["majority_spans"]) == (2 * row["n_marking"] > row["n_annotators"])
+        assert all(0 <= start < end <= len(row["text"]) for start, end in row["majority_spans"])
+
+
+def test_toxicity_sample_has_enough_of_each_kind() -> None:
+    rows = rows_of("toxicity")
+    counts = Counter(row["kind"] for row in rows)
+    assert len(rows) >= 400 and min(counts.values()) >= 8
+    assert abs(sum(row["label"] for row in rows) * 2 - len(rows)) <= 10
+
+
 @pytest.mark.parametrize("name", BUNDLED)
 def test_sample_ids_are_unique(name: str) -> None:
     ids = [row["id"] for row in rows_of(name)]

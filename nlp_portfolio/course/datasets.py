@@ -64,7 +64,8 @@ def _lines(file: Path) -> Iterator[tuple[int, str]]:
         raise ValueError(f"{file.name}: cannot be read ({err}). Copy or download the file again.") from err
 
 
-TYPES = {"string": str, "strings": list, "string_lists": list, "int64": int, "float64": (int, float), "bool": bool}
+TYPES = {"string": str, "strings": list, "string_lists": list, "int_lists": list, "object": dict,
+         "objects": list, "int64": int, "float64": (int, float), "bool": bool}
 
 
 def _check(row: Any, columns: dict[str, str], where: str) -> dict[str, Any]:
@@ -86,7 +87,11 @@ def _check(row: Any, columns: dict[str, str], where: str) -> dict[str, Any]:
             raise ValueError(f"{where}: column {name!r} must be a list of strings")
         if kind == "string_lists" and not all(isinstance(item, list) and all(isinstance(one, str) for one in item) for item in value):
             raise ValueError(f"{where}: column {name!r} must be a list of lists of strings")
-        if kind.startswith("string") and re.search("[\ud800-\udfff]", json.dumps(value, ensure_ascii=False)):
+        if kind == "int_lists" and not all(isinstance(item, list) and all(type(one) is int for one in item) for item in value):
+            raise ValueError(f"{where}: column {name!r} must be a list of lists of whole numbers")
+        if kind == "objects" and not all(isinstance(item, dict) for item in value):
+            raise ValueError(f"{where}: column {name!r} must be a list of JSON objects")
+        if kind not in ("int64", "float64", "bool") and re.search("[\ud800-\udfff]", json.dumps(value, ensure_ascii=False)):
             raise ValueError(f"{where}: column {name!r} holds half a surrogate pair, which is not valid text")
     return {name: row.get(name) for name in columns}
 
@@ -139,13 +144,27 @@ def last_provenance() -> Provenance | None:
     return _loaded[-1] if _loaded else None
 
 # %% ../../nbs/course/datasets.ipynb #f85697c8
+def _inferred(rows: list[dict[str, Any]], kinds: dict[str, str], where: str) -> dict[str, Any]:
+    "Types of the columns that hold JSON objects: every key of any row; None where a row lacks it."
+    from datasets import Dataset
+
+    free = [column for column, kind in kinds.items() if kind in ("object", "objects")]
+    if not free:
+        return {}
+    try:
+        return dict(Dataset.from_list([{column: row[column] for column in free} for row in rows]).features)
+    except (ValueError, TypeError, OverflowError) as err:
+        raise ValueError(f"{where}: the objects in {', '.join(free)} do not fit together ({err})") from err
+
+
 def _dataset(rows: list[dict[str, Any]], name: str, split: str, source: str, version: str) -> "Dataset":
     "Rows as a `datasets.Dataset` with the manifest's column types and the provenance in its info."
     from datasets import Dataset, Features, Value
 
     kinds = {column: kind.rstrip("?") for column, kind in columns_of(name, split).items()}
-    listed = {"strings": [Value("string")], "string_lists": [[Value("string")]]}
-    features = Features({column: listed.get(kind) or Value(kind) for column, kind in kinds.items()})
+    listed = {"strings": [Value("string")], "string_lists": [[Value("string")]], "int_lists": [[Value("int64")]]}
+    listed |= _inferred(rows, kinds, f"{name} {split}")
+    features = Features({column: listed.get(column) or listed.get(kind) or Value(kind) for column, kind in kinds.items()})
     data = Dataset.from_list(rows, features=features)
     return _stamp(data, Provenance(name, split, source, len(rows), version))
 
