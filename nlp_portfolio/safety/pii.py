@@ -95,9 +95,9 @@ def _rule() -> type:
 
     return Rule
 
-# %% ../../nbs/10_safety/47_pii.ipynb #5f1512fd
+# %% ../../nbs/10_safety/47_pii.ipynb #4a7a87ff
 REGIONS = ("US", "GB", "DE", "FR", "IN", "AU", "ES", "IT", "NL", "PL", "SE", "CH", "BR", "ZA")
-NUMBER = re.compile(r"(?<![\w./:+-])(?<!\d[ ,])(?:(?:\+|00)[1-9]|\(?\d)(?:[ ().\-/]{0,3}\d){5,40}+(?:\s?(?:x|ext\.?)\s?\d{1,5})?(?!\w|-\w\b|-\d|\.\d)")
+NUMBER = re.compile(r"(?<![\w./:+-])(?<!\d[ ,])(?:(?:\+|00)[1-9]|\(?\d)(?:[ ().\-/]{0,3}\d){5,2000}+(?:\s?(?:x|ext\.?)\s?\d{1,5})?(?!\w|-\w\b|-\d|\.\d)")
 NO_PHONE = re.compile(r"(?:\d{4}[-/.]\d\d?[-/.]\d\d?|\d\d?[-/.]\d\d?[-/.]\d{2,4})(?: \d{1,2})?|(?:\d{1,3}\.){3}\d{1,3}|\d{1,4}/\d+")
 
 
@@ -116,7 +116,7 @@ def _phone_score(text: str) -> float:
             continue
         if lib.is_valid_number(number):
             return 0.9 if text[0] == "+" else 0.3 if count < 9 else 0.4 if plain else 0.6
-        score = max(score, 0.7 if text[0] == "+" and lib.is_possible_number(number) else 0.0)
+        score = max(score, 0.7 if text.startswith(("+", "00")) and lib.is_possible_number(number) else 0.0)
     return score
 
 # %% ../../nbs/10_safety/47_pii.ipynb #6f9b4fde
