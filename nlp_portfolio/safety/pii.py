@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['ENTITIES', 'NATIONAL', 'MONTH', 'DATES', 'AT', 'DOT', 'SAID', 'LABEL', 'EMAILS', 'TLD', 'URLS', 'REGIONS', 'NUMBER',
-           'NO_PHONE', 'FOR', 'AGAINST', 'AGAINST_BIRTH', 'NEEDED', 'KEPT', 'OTHER', 'CARDS', 'RARE_CARDS', 'NIR',
-           'BSN', 'DIGITS', 'MAIL', 'WITH_DIGITS', 'ORDER', 'PLAIN', 'digits', 'luhn', 'mod97', 'blank_engine',
-           'weighed', 'recognizers', 'analyzer', 'find', 'resolve', 'redact', 'Pseudonyms', 'traces', 'f2', 'joined',
-           'matched', 'span_counts', 'span_scores', 'shape', 'span_errors']
+           'NO_PHONE', 'FOR', 'AGAINST', 'AGAINST_BIRTH', 'NEEDED', 'KEPT', 'OTHER', 'ORDER', 'CARDS', 'RARE_CARDS',
+           'NIR', 'BSN', 'DIGITS', 'MAIL', 'WITH_DIGITS', 'PLAIN', 'digits', 'luhn', 'mod97', 'blank_engine', 'weighed',
+           'resolve', 'recognizers', 'analyzer', 'find', 'f2', 'joined', 'matched', 'span_counts', 'span_scores',
+           'shape', 'span_errors', 'redact', 'Pseudonyms', 'traces']
 
 # %% ../../nbs/10_safety/47_pii.ipynb #564675fb
 import base64
@@ -135,10 +135,10 @@ def _phone_score(text: str) -> float:
         score = max(score, 0.7 if text.startswith(("+", "00")) and lib.is_possible_number(number) else 0.0)
     return score
 
-# %% ../../nbs/10_safety/47_pii.ipynb #716897ad
+# %% ../../nbs/10_safety/47_pii.ipynb #99f8d129
 def _numbers(text: str, most: int = 2000) -> Iterator[tuple[int, int, float]]:
     """Start, end and score of what may be a phone number. A run of more than 13 digits may be two numbers with a space
-    between, so its groups are tried. After `most` questions every run counts as one: a text cannot buy its way out by being long."""
+    between, so its groups are tried. After `most` questions every run counts as one: length buys no way out."""
     for run in NUMBER.finditer(text):
         groups = [part.span() for part in re.finditer(r"\S+", run.group())]
         first, short = 0, len(digits(run.group())) <= 13
@@ -244,6 +244,33 @@ def _near() -> type:
 
     return Near
 
+# %% ../../nbs/10_safety/47_pii.ipynb #f6e22377
+ORDER = ("card", "iban", "national_id", "email", "phone", "date_of_birth", "ip_address", "address", "name", "age", "date",
+         "title", "group", "organisation", "url")  # what harms most, first
+
+
+def _rank(span: Span) -> tuple[Any, ...]:
+    "The smaller, the rather it gives its name."
+    known = ORDER.index(span.category) if span.category in ORDER else len(ORDER)
+    return known, -span.score, span.start - span.end, span.start, span.category
+
+# %% ../../nbs/10_safety/47_pii.ipynb #93bb72df
+def resolve(
+    spans: Iterable[Any],  # with start, end, category and score
+) -> list[Span]:  # in order, not overlapping
+    """One span for every group of spans that overlap: it covers all of them, has the name that stands first in ORDER and the
+    highest score among them. No character that anybody marked is left out. Raises ValueError for a span without extent."""
+    groups: list[list[Any]] = []
+    for span in sorted(spans, key=lambda one: (one.start, one.end)):
+        if not 0 <= span.start < span.end:
+            raise ValueError(f"a span from {span.start} to {span.end} marks nothing: start must be at least 0 and below end")
+        if groups and span.start < max(one.end for one in groups[-1]):
+            groups[-1].append(span)
+        else:
+            groups.append([span])
+    return [Span(group[0].start, max(one.end for one in group), min(group, key=_rank).category, max(one.score for one in group))
+            for group in groups]
+
 # %% ../../nbs/10_safety/47_pii.ipynb #ae5a8ed5
 CARDS = (r"\b2[2-7]\d{2}[ -]?\d{4}[ -]?\d{4}[ -]?\d{4}\b", r"\b[3-6]\d{3}(?:[.–]\d{4}){3}\b",
          r"\b[456]\d{3}(?:[ -]?\d{4}){3}[ -]?\d{3}\b",
@@ -347,131 +374,6 @@ def find(
     found = engine.analyze(text, "en", entities=asked, score_threshold=floor, nlp_artifacts=tokens)
     return resolve(Span(one.start, one.end, ENTITIES[one.entity_type], min(1.0, float(one.score))) for one in found)
 
-# %% ../../nbs/10_safety/47_pii.ipynb #f6e22377
-ORDER = ("card", "iban", "national_id", "email", "phone", "date_of_birth", "ip_address", "address", "name", "age", "date",
-         "title", "group", "organisation", "url")  # what harms most, first
-
-
-def _rank(span: Span) -> tuple[Any, ...]:
-    "The smaller, the rather it gives its name."
-    known = ORDER.index(span.category) if span.category in ORDER else len(ORDER)
-    return known, -span.score, span.start - span.end, span.start, span.category
-
-# %% ../../nbs/10_safety/47_pii.ipynb #93bb72df
-def resolve(
-    spans: Iterable[Any],  # with start, end, category and score
-) -> list[Span]:  # in order, not overlapping
-    """One span for every group of spans that overlap: it covers all of them, has the name that stands first in ORDER and the
-    highest score among them. No character that anybody marked is left out. Raises ValueError for a span without extent."""
-    groups: list[list[Any]] = []
-    for span in sorted(spans, key=lambda one: (one.start, one.end)):
-        if not 0 <= span.start < span.end:
-            raise ValueError(f"a span from {span.start} to {span.end} marks nothing: start must be at least 0 and below end")
-        if groups and span.start < max(one.end for one in groups[-1]):
-            groups[-1].append(span)
-        else:
-            groups.append([span])
-    return [Span(group[0].start, max(one.end for one in group), min(group, key=_rank).category, max(one.score for one in group))
-            for group in groups]
-
-# %% ../../nbs/10_safety/47_pii.ipynb #3593e903
-def _inside(text: str, spans: Iterable[Any]) -> list[Span]:
-    "The spans, resolved. Raises ValueError for one that ends after the text."
-    found = resolve(spans)
-    if found and found[-1].end > len(as_text(text)):
-        raise ValueError(f"a span ends at {found[-1].end}, the text at {len(text)}: the spans are of another text")
-    return found
-
-
-def redact(
-    text: str,
-    spans: Iterable[Any],  # with start, end, category and score; they may overlap
-) -> str:
-    "The text with the name of its category in the place of each span. Raises ValueError for spans of another text."
-    return redacted(text, _inside(text, spans))
-
-# %% ../../nbs/10_safety/47_pii.ipynb #c438bb87
-PLAIN = ("card", "iban", "national_id", "phone")  # written with and without spaces
-
-class Pseudonyms:
-    "Names for values: the same value, the same name; under another key another. The key must be 16 bytes or more."
-
-    def __init__(self, key: bytes):
-        if not isinstance(key, bytes) or len(key) < 16:
-            raise ValueError("the key must be at least 16 bytes, such as secrets.token_bytes(32), and be kept like a password")
-        self._key = key
-
-    def name(self, value: str, category: str) -> str:
-        "The name of one value: its category and 50 bits of an HMAC-SHA-256."
-        same = " ".join(unicodedata.normalize("NFKC", as_text(value)).casefold().split())
-        same = re.sub(r"[\W_]", "", same) if category in PLAIN else same
-        code = hmac.new(self._key, f"{category}\0{same}".encode("utf-8", "surrogatepass"), hashlib.sha256).digest()
-        return f"{category}_{base64.b32encode(code)[:10].decode().lower()}"
-
-    def replace(self, text: str, spans: Iterable[Any]) -> str:
-        "The text with a name in the place of each span. Raises ValueError for spans of another text."
-        out, end = [], 0
-        for span in _inside(text, spans):
-            out += [text[end:span.start], f"[{self.name(text[span.start:span.end], span.category)}]"]
-            end = span.end
-        return "".join([*out, text[end:]])
-
-# %% ../../nbs/10_safety/47_pii.ipynb #5d12f226
-@cache
-def _recognizer() -> type:
-    "The class `Recognizer`, made at first use."
-    from presidio_analyzer import EntityRecognizer, RecognizerResult
-
-    class Recognizer(EntityRecognizer):
-        "The token head of a SafetyEncoder inside Presidio; `encoder` is anything with `read(texts)`."
-
-        NAMES = {kind: entity for entity, kind in reversed(ENTITIES.items())} | {"national_id": "NATIONAL_ID"}
-
-        def __init__(self, encoder: Any, supported_language: str = "en"):
-            self.encoder = encoder
-            super().__init__(list(self.NAMES.values()), name="Recognizer", supported_language=supported_language)
-
-        def load(self) -> None:
-            "Nothing: the encoder comes loaded."
-
-        def analyze(self, text: str, entities: list[str], nlp_artifacts: Any = None) -> list[Any]:
-            found = [(self.NAMES.get(one.category), one) for one in self.encoder.read([text])[0].spans]
-            return [RecognizerResult(entity, one.start, one.end, float(one.score)) for entity, one in found if entity in entities]
-
-    return Recognizer
-
-# %% ../../nbs/10_safety/47_pii.ipynb #84ba71fa
-def __getattr__(name: str) -> Any:
-    "`Recognizer` is a class of Presidio's kind, so it is made when somebody asks for it."
-    if name == "Recognizer":
-        return _recognizer()
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-# %% ../../nbs/10_safety/47_pii.ipynb #738ecd5f
-def _forms(value: str) -> dict[str, bytes]:
-    "How a value can stand in a file: as it is, escaped, encoded, or as its digits alone."
-    raw = as_text(value).encode("utf-8", "surrogatepass")
-    wide, inner = value.encode("utf-16-le", "surrogatepass"), {}
-    for skip in range(3):  # base64 depends on where in a group of three bytes the value begins
-        whole = base64.b64encode(b"\0" * skip + raw)
-        inner[f"base64 {skip}"] = whole[-(-8 * skip // 6):8 * (skip + len(raw)) // 6]
-    plain = "".join(char for char in value if char.isalnum()).encode("utf-8", "surrogatepass")
-    escaped = json.dumps(value)[1:-1].encode("ascii")
-    forms = {"utf-8": raw, "utf-16": wide, "hex": raw.hex().encode(), "escaped": escaped, "url": quote(raw).encode(), **inner}
-    return forms | ({"letters and digits": plain} if len(plain) >= 8 else {})
-
-
-def traces(
-    data: bytes,  # everything a sink holds: the bytes of a log, a database, a traceback
-    values: Iterable[str],  # what must not be in it
-) -> dict[str, str]:  # of each value that is in it, the first form it was found in
-    "Search bytes for values in the forms in which software tends to store them. Upper and lower case are the same."
-    low, found = data.lower(), {}
-    for value in values:
-        form = next((name for name, part in _forms(value).items() if part and part.lower() in low), None)
-        found |= {value: form} if form else {}
-    return found
-
 # %% ../../nbs/10_safety/47_pii.ipynb #0bceed01
 def f2(
     right: Any,  # counts, or arrays of counts
@@ -572,3 +474,101 @@ def span_errors(
         left += [("needless", one) for one in b if all(one is not pair[1] for pair in pairs)]
         rows += [(i, error, one.category, shape(text[one.start:one.end]), round(one.score, 2)) for error, one in left]
     return pd.DataFrame(rows, columns=["text", "error", "category", "looks like", "score"])
+
+# %% ../../nbs/10_safety/47_pii.ipynb #3593e903
+def _inside(text: str, spans: Iterable[Any]) -> list[Span]:
+    "The spans, resolved. Raises ValueError for one that ends after the text."
+    found = resolve(spans)
+    if found and found[-1].end > len(as_text(text)):
+        raise ValueError(f"a span ends at {found[-1].end}, the text at {len(text)}: the spans are of another text")
+    return found
+
+
+def redact(
+    text: str,
+    spans: Iterable[Any],  # with start, end, category and score; they may overlap
+) -> str:
+    "The text with the name of its category in the place of each span. Raises ValueError for spans of another text."
+    return redacted(text, _inside(text, spans))
+
+# %% ../../nbs/10_safety/47_pii.ipynb #c438bb87
+PLAIN = ("card", "iban", "national_id", "phone")  # written with and without spaces
+
+class Pseudonyms:
+    "Names for values: the same value, the same name; under another key another. The key must be 16 bytes or more."
+
+    def __init__(self, key: bytes):
+        if not isinstance(key, bytes) or len(key) < 16:
+            raise ValueError("the key must be at least 16 bytes, such as secrets.token_bytes(32), and be kept like a password")
+        self._key = key
+
+    def name(self, value: str, category: str) -> str:
+        "The name of one value: its category and 50 bits of an HMAC-SHA-256."
+        same = " ".join(unicodedata.normalize("NFKC", as_text(value)).casefold().split())
+        same = re.sub(r"[\W_]", "", same) if category in PLAIN else same
+        code = hmac.new(self._key, f"{category}\0{same}".encode("utf-8", "surrogatepass"), hashlib.sha256).digest()
+        return f"{category}_{base64.b32encode(code)[:10].decode().lower()}"
+
+    def replace(self, text: str, spans: Iterable[Any]) -> str:
+        "The text with a name in the place of each span. Raises ValueError for spans of another text."
+        out, end = [], 0
+        for span in _inside(text, spans):
+            out += [text[end:span.start], f"[{self.name(text[span.start:span.end], span.category)}]"]
+            end = span.end
+        return "".join([*out, text[end:]])
+
+# %% ../../nbs/10_safety/47_pii.ipynb #5d12f226
+@cache
+def _recognizer() -> type:
+    "The class `Recognizer`, made at first use."
+    from presidio_analyzer import EntityRecognizer, RecognizerResult
+
+    class Recognizer(EntityRecognizer):
+        "The token head of a SafetyEncoder inside Presidio; `encoder` is anything with `read(texts)`."
+
+        NAMES = {kind: entity for entity, kind in reversed(ENTITIES.items())} | {"national_id": "NATIONAL_ID"}
+
+        def __init__(self, encoder: Any, supported_language: str = "en"):
+            self.encoder = encoder
+            super().__init__(list(self.NAMES.values()), name="Recognizer", supported_language=supported_language)
+
+        def load(self) -> None:
+            "Nothing: the encoder comes loaded."
+
+        def analyze(self, text: str, entities: list[str], nlp_artifacts: Any = None) -> list[Any]:
+            found = [(self.NAMES.get(one.category), one) for one in self.encoder.read([text])[0].spans]
+            return [RecognizerResult(entity, one.start, one.end, float(one.score)) for entity, one in found if entity in entities]
+
+    return Recognizer
+
+# %% ../../nbs/10_safety/47_pii.ipynb #84ba71fa
+def __getattr__(name: str) -> Any:
+    "`Recognizer` is a class of Presidio's kind, so it is made when somebody asks for it."
+    if name == "Recognizer":
+        return _recognizer()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+# %% ../../nbs/10_safety/47_pii.ipynb #738ecd5f
+def _forms(value: str) -> dict[str, bytes]:
+    "How a value can stand in a file: as it is, escaped, encoded, or as its digits alone."
+    raw = as_text(value).encode("utf-8", "surrogatepass")
+    wide, inner = value.encode("utf-16-le", "surrogatepass"), {}
+    for skip in range(3):  # base64 depends on where in a group of three bytes the value begins
+        whole = base64.b64encode(b"\0" * skip + raw)
+        inner[f"base64 {skip}"] = whole[-(-8 * skip // 6):8 * (skip + len(raw)) // 6]
+    plain = "".join(char for char in value if char.isalnum()).encode("utf-8", "surrogatepass")
+    escaped = json.dumps(value)[1:-1].encode("ascii")
+    forms = {"utf-8": raw, "utf-16": wide, "hex": raw.hex().encode(), "escaped": escaped, "url": quote(raw).encode(), **inner}
+    return forms | ({"letters and digits": plain} if len(plain) >= 8 else {})
+
+
+def traces(
+    data: bytes,  # everything a sink holds: the bytes of a log, a database, a traceback
+    values: Iterable[str],  # what must not be in it
+) -> dict[str, str]:  # of each value that is in it, the first form it was found in
+    "Search bytes for values in the forms in which software tends to store them. Upper and lower case are the same."
+    low, found = data.lower(), {}
+    for value in values:
+        form = next((name for name, part in _forms(value).items() if part and part.lower() in low), None)
+        found |= {value: form} if form else {}
+    return found
