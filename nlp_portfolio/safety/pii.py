@@ -399,16 +399,17 @@ def f2(
     below = 5 * tp + 4 * fn + fp
     return np.where(below > 0, 5 * tp / np.maximum(below, 1), 1.0)[()]
 
-# %% ../../nbs/10_safety/47_pii.ipynb #fc10681c
+# %% ../../nbs/10_safety/47_pii.ipynb #f679d5c2
 def joined(
     text: str,
     spans: Iterable[Span],
+    category: str = "address",
     gap: str = r"[\s,.;:()\-]{0,3}",  # what may stand between two parts of one thing
 ) -> list[Span]:
-    "Neighbours of one category made one span, so that it does not matter in how many parts somebody wrote an address."
+    "Neighbours of a category made one span, so that it does not matter in how many parts somebody marked an address."
     out: list[Span] = []
     for span in sorted(spans, key=lambda one: (one.start, one.end)):
-        if out and out[-1].category == span.category and re.fullmatch(gap, text[out[-1].end:span.start]):
+        if out and out[-1].category == span.category == category and re.fullmatch(gap, text[out[-1].end:span.start]):
             span = Span(out[-1].start, max(span.end, out.pop().end), span.category, span.score)
         out.append(span)
     return out
@@ -464,7 +465,7 @@ def span_scores(
                                "recall": tp / (tp + fn) if tp + fn else float("nan"), "f2": float(f2(tp, fp, fn))}
     return pd.DataFrame.from_dict(rows, orient="index")
 
-# %% ../../nbs/10_safety/47_pii.ipynb #d687ef4b
+# %% ../../nbs/10_safety/47_pii.ipynb #86232811
 def shape(text: str) -> str:
     "What a value looks like without the value: letters as x or X, digits as 9."
     return "".join("9" if char.isdigit() else "X" if char.isupper() else "x" if char.isalpha() else char for char in text)
@@ -483,8 +484,8 @@ def span_errors(
         pairs = matched(a, b)
         left = [("missed", one) for one in a if all(one is not pair[0] for pair in pairs)]
         left += [("needless", one) for one in b if all(one is not pair[1] for pair in pairs)]
-        rows += [(i, error, one.category, shape(text[one.start:one.end]), round(one.score, 2)) for error, one in left]
-    return pd.DataFrame(rows, columns=["text", "error", "category", "looks like", "score"])
+        rows += [(i, error, one.category, shape(text[one.start:one.end])) for error, one in left]
+    return pd.DataFrame(rows, columns=["text", "error", "category", "looks like"])
 
 # %% ../../nbs/10_safety/47_pii.ipynb #3593e903
 def _inside(text: str, spans: Iterable[Any]) -> list[Span]:
