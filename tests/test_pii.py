@@ -455,3 +455,12 @@ def test_gold_spans_stand_where_the_rows_say():
         for row in load("pii", split, source="sample"):
             assert all(row["text"][one["start"]:one["end"]] == one["text"].strip() for one in row["entities"])
             assert unicodedata.normalize("NFC", row["text"]) == row["text"]
+
+
+def test_numbers_that_an_encoder_marks_are_weighed_too():
+    text = "IMEI 358649208312407, and Ada says call 5550142"
+    phone = Span(5, 20, "phone", 0.9)
+    told = [phone, Span(26, 29, "name", 0.9), Span(40, 47, "phone", 0.9), Span(30, 34, "name", 0.4)]
+    assert [(one.category, one.start) for one in pii.combined(text, told)] == [("name", 26), ("phone", 40)]
+    assert [one.category for one in pii.combined(text, told, floor=0.3)] == ["name", "name", "phone"]
+    assert pii.combined("nothing", []) == []

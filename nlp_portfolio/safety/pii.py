@@ -7,7 +7,7 @@ __all__ = ['LENGTHS', 'IBANS', 'ENTITIES', 'NATIONAL', 'MONTH', 'DATES', 'AT', '
            'REGIONS', 'NUMBER', 'NO_PHONE', 'FOREIGN', 'FOR', 'AGAINST', 'AGAINST_BIRTH', 'NEEDED', 'KEPT', 'OTHER',
            'ORDER', 'CARDS', 'RARE_CARDS', 'NIR', 'BSN', 'DIGITS', 'MAIL', 'WITH_DIGITS', 'PLAIN', 'digits', 'luhn',
            'mod97', 'blank_engine', 'weighed', 'resolve', 'recognizers', 'analyzer', 'find', 'f2', 'joined', 'matched',
-           'span_counts', 'span_scores', 'shape', 'span_errors', 'redact', 'Pseudonyms', 'traces']
+           'span_counts', 'span_scores', 'shape', 'span_errors', 'redact', 'Pseudonyms', 'combined', 'traces']
 
 # %% ../../nbs/10_safety/47_pii.ipynb #564675fb
 import base64
@@ -194,13 +194,14 @@ FOR = {
     "SE_PERSONNUMMER": r"personnummer|personal (?:identity )?number", "PL_PESEL": r"pesel",
 }
 
-# %% ../../nbs/10_safety/47_pii.ipynb #d3ca9eb6
+# %% ../../nbs/10_safety/47_pii.ipynb #377cd4ef
 AGAINST = (r"order|invoice|parcel|track|ticket|\bcase\b|\bref|isbn|issn|\bean\b|\bsku\b|serial|imei|model|version|build|release|"
            r"firmware|\bpart\b|article|\bitem|claim|booking|policy|batch|\blot\b|quote|meter|voucher|coupon|barcode|"
            r"licen[cs]e key|transaction|contract|member|customer n|flight|section|chapter|\bv\b|zip|postcode|room")
 AGAINST_BIRTH = r"join|start|order|deliver|sign|since|move|marri|bought|expire|valid|appoint|due|graduat|\bdied\b"
 NEEDED = {"DATE_OF_BIRTH", "UK_NHS", "DE_TAX_ID", "CA_SIN", "IN_AADHAAR", "AU_TFN", "NL_BSN"}
-KEPT = {"EMAIL_ADDRESS", "URL", "IBAN_CODE", "UK_NINO", "IT_FISCAL_CODE", "FI_PERSONAL_IDENTITY_CODE"}
+KEPT = {"EMAIL_ADDRESS", "URL", "IBAN_CODE", "UK_NINO", "IT_FISCAL_CODE", "FI_PERSONAL_IDENTITY_CODE",  # words change nothing
+        "PERSON", "LOCATION", "ORGANIZATION", "DATE_TIME", "AGE", "TITLE", "NRP"}
 
 
 OTHER = re.compile(r"\d{4}")  # a number between word and find: the word speaks for that one
@@ -212,7 +213,7 @@ def _words(entity: str) -> re.Pattern[str]:
     against = AGAINST_BIRTH if entity == "DATE_OF_BIRTH" else AGAINST
     return re.compile(f"(?P<yes>{FOR.get(entity, '(?!)')})|(?P<no>{against})", re.IGNORECASE)
 
-# %% ../../nbs/10_safety/47_pii.ipynb #1c262506
+# %% ../../nbs/10_safety/47_pii.ipynb #8e58b818
 def weighed(
     entity: str,  # Presidio's name
     text: str,
@@ -222,10 +223,10 @@ def weighed(
     earlier: int = 0,  # where the number before it ends: words before that speak for the other one
 ) -> float:  # from 0 to 1
     "The score of a find after a look at the words before it (48 characters) and after it (20). The nearest word decides."
-    if text[start - 1:start].isdigit() or text[end:end + 1].isdigit():
-        return 0.0  # a part of a longer number
     if entity in KEPT:
         return score
+    if text[start - 1:start].isdigit() or text[end:end + 1].isdigit():
+        return 0.0  # a part of a longer number
     before = list(_words(entity).finditer(text, max(0, earlier, start - 48), start))
     after = _words(entity).search(text, end, end + 20)
     last = before[-1].lastgroup if before else after.lastgroup if after and after.lastgroup == "yes" else None
@@ -559,6 +560,20 @@ def __getattr__(name: str) -> Any:
     if name == "Recognizer":
         return _recognizer()
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+# %% ../../nbs/10_safety/47_pii.ipynb #0bf73ab2
+def combined(
+    text: str,
+    spans: Iterable[Any],  # an encoder's, of this text
+    floor: float = 0.5,  # encoder spans with a lower score are left out
+) -> list[Span]:  # in order, not overlapping
+    "What the rules find and what an encoder read, as one list. Its numbers are weighed by the words around them, as the rules' are."
+    numbers, sure = {"phone": "PHONE_NUMBER", "national_id": "NATIONAL_ID"}, []
+    for one in spans:
+        entity = numbers.get(one.category)
+        score = weighed(entity, text, one.start, one.end, one.score) if entity else one.score
+        sure += [Span(one.start, one.end, one.category, score)] if score >= floor else []
+    return resolve([*find(text), *sure])
 
 # %% ../../nbs/10_safety/47_pii.ipynb #86038678
 def _forms(value: str) -> dict[str, bytes]:
