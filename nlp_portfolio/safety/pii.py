@@ -561,7 +561,7 @@ def __getattr__(name: str) -> Any:
         return _recognizer()
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
-# %% ../../nbs/10_safety/47_pii.ipynb #0bf73ab2
+# %% ../../nbs/10_safety/47_pii.ipynb #e21621fa
 def combined(
     text: str,
     spans: Iterable[Any],  # an encoder's, of this text
@@ -571,6 +571,8 @@ def combined(
     numbers, sure = {"phone": "PHONE_NUMBER", "national_id": "NATIONAL_ID"}, []
     for one in spans:
         entity = numbers.get(one.category)
+        if entity and len(digits(text[one.start:one.end])) < 4:
+            continue  # a number without digits
         score = weighed(entity, text, one.start, one.end, one.score) if entity else one.score
         sure += [Span(one.start, one.end, one.category, score)] if score >= floor else []
     return resolve([*find(text), *sure])
