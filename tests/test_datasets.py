@@ -112,7 +112,9 @@ def ds_kind(value):
         return None
     if isinstance(value[0], list):
         return "int_lists" if isinstance(value[0][0], int) else "string_lists"
-    return "objects" if isinstance(value[0], dict) else "strings"
+    if isinstance(value[0], dict):
+        return "spans" if set(value[0]) == {"start", "end", "label", "text"} else "objects"
+    return "strings"
 
 
 @pytest.mark.parametrize(("name", "split"), [(n, s) for n, spec in ds.manifest().items() for s in spec["sample"]["rows"]])

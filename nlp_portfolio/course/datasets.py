@@ -65,7 +65,15 @@ def _lines(file: Path) -> Iterator[tuple[int, str]]:
 
 
 TYPES = {"string": str, "strings": list, "string_lists": list, "int_lists": list, "object": dict,
-         "objects": list, "int64": int, "float64": (int, float), "bool": bool}
+         "objects": list, "spans": list, "int64": int, "float64": (int, float), "bool": bool}
+
+
+def _is_span(item: Any, text: Any) -> bool:
+    "Whether it is a marked part of the row's text: start, end, label, text."
+    if not isinstance(item, dict) or set(item) != {"start", "end", "label", "text"} or not isinstance(text, str):
+        return False
+    numbers = all(type(item[key]) is int for key in ("start", "end")) and isinstance(item["label"], str)
+    return numbers and 0 <= item["start"] < item["end"] and text[item["start"]:item["end"]] == item["text"]
 
 
 def _check(row: Any, columns: dict[str, str], where: str) -> dict[str, Any]:
@@ -91,6 +99,8 @@ def _check(row: Any, columns: dict[str, str], where: str) -> dict[str, Any]:
             raise ValueError(f"{where}: column {name!r} must be a list of lists of whole numbers")
         if kind == "objects" and not all(isinstance(item, dict) for item in value):
             raise ValueError(f"{where}: column {name!r} must be a list of JSON objects")
+        if kind == "spans" and not all(_is_span(item, row.get("text")) for item in value):
+            raise ValueError(f"{where}: column {name!r} must be a list of objects with start, end, label and the text between them")
         if kind not in ("int64", "float64", "bool") and re.search("[\ud800-\udfff]", json.dumps(value, ensure_ascii=False)):
             raise ValueError(f"{where}: column {name!r} holds half a surrogate pair, which is not valid text")
     return {name: row.get(name) for name in columns}
@@ -163,6 +173,7 @@ def _dataset(rows: list[dict[str, Any]], name: str, split: str, source: str, ver
 
     kinds = {column: kind.rstrip("?") for column, kind in columns_of(name, split).items()}
     listed = {"strings": [Value("string")], "string_lists": [[Value("string")]], "int_lists": [[Value("int64")]]}
+    listed["spans"] = [{"start": Value("int64"), "end": Value("int64"), "label": Value("string"), "text": Value("string")}]
     listed |= _inferred(rows, kinds, f"{name} {split}")
     features = Features({column: listed.get(column) or listed.get(kind) or Value(kind) for column, kind in kinds.items()})
     data = Dataset.from_list(rows, features=features)
