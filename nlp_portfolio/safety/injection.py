@@ -96,14 +96,22 @@ def disguises(
     for run in re.findall(r"(?:[.-]{1,4}[ /]{1,3}){6,}[.-]{1,4}", low):
         yield "".join(_MORSE.get(code, " ") for code in re.split(r" |(/)", run) if code)
 
-# %% ../../nbs/10_safety/49_injection.ipynb #f7cbb710
+# %% ../../nbs/10_safety/49_injection.ipynb #a0e1e51e
 PIECE, OVERLAP = 20_000, 500  # characters of a long text that are looked at together, and that two pieces share
+
+
+_ODD = re.compile(r"(?:\b\w\W{1,3}){5,}\w\b|[a-z][\u0370-\u04ff]|[\u0370-\u04ff][a-z]|[\uff21-\uff3a\uff41-\uff5a]|&#", re.IGNORECASE)
+
+
+def _odd(piece: str) -> bool:
+    "Whether something is written so that a filter overlooks it: spelled out, in letters of two scripts, with invisible signs."
+    return bool(_ODD.search(piece)) or any(unicodedata.category(sign) == "Cf" for sign in piece)
 
 
 def _level(text: str) -> float:
     "0 for no order, 0.5 for one in plain sight, 0.75 for more, 1 for one that is hidden."
     found = orders(text)
-    if any(piece not in text or any(unicodedata.category(sign) == "Cf" for sign in piece) for piece in found):
+    if any(piece not in text or _odd(piece) for piece in found):
         return 1.0
     return 1.0 if any(orders(reading) for reading in disguises(text)) else min(0.75, 0.25 + 0.25 * len(found)) if found else 0.0
 
