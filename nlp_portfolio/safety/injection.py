@@ -70,7 +70,7 @@ def look_alikes(
     "Harmless texts that talk of orders, rules and passwords for good reasons. Raises ValueError for another part."
     return _suite("harmless", split)
 
-# %% ../../nbs/10_safety/49_injection.ipynb #24ce6df0
+# %% ../../nbs/10_safety/49_injection.ipynb #a0b227c1
 _LEET = str.maketrans("43105$7@", "aeiossta")
 _MORSE = {code: letter for letter, code in zip("abcdefghijklmnopqrstuvwxyz", (
     ".- -... -.-. -.. . ..-. --. .... .. .--- -.- .-.. -- -. --- .--. --.- .-. ... - ..- ...- .-- -..- -.-- --..").split(), strict=True)}
@@ -86,13 +86,13 @@ def _turned(text: str, by: int) -> str:
 def disguises(
     text: str,  # a text of any kind
 ) -> Iterator[str]:  # other ways to read it, where something speaks for them
-    "Readings that `orders` does not try by itself: leetspeak, backwards, letters moved along the alphabet, Morse."
+    "Readings that speak for a disguise: leetspeak, backwards, letters moved along the alphabet, Morse."
     low = as_text(text).lower()
     if re.search(r"[a-z][0134578@$]|[0134578@$][a-z]", low):
         yield low.translate(_LEET)
     if any(word[::-1] in low for word in _SIGNS):
         yield low[::-1]
-    yield from (_turned(low, by) for by in range(1, 26) if by != 13 and any(_turned(word, 26 - by) in low for word in _SIGNS))
+    yield from (_turned(low, by) for by in range(1, 26) if any(_turned(word, 26 - by) in low for word in _SIGNS))
     for run in re.findall(r"(?:[.-]{1,4}[ /]{1,3}){6,}[.-]{1,4}", low):
         yield "".join(_MORSE.get(code, " ") for code in re.split(r" |(/)", run) if code)
 
@@ -127,7 +127,7 @@ def suspicion(
             break
     return highest
 
-# %% ../../nbs/10_safety/49_injection.ipynb #3d2f4497
+# %% ../../nbs/10_safety/49_injection.ipynb #96480a6c
 class Reader(Protocol):
     "What a detector asks of an encoder; `safety.encoder.SafetyEncoder` is one."
 
@@ -147,9 +147,9 @@ class Detector:
 
     def scores(self, texts: Sequence[str]) -> np.ndarray:
         "Scores of shape (texts,), 0 to 1."
-        said = np.array([suspicion(text) for text in texts], dtype=float)
-        read = [one.scores["injection"] for one in self.reader.read(list(texts))] if self.reader and len(texts) else np.zeros(len(texts))
-        return 1 - (1 - np.asarray(read, dtype=float)) * (1 - self.weight * said)
+        said = self.weight * np.array([suspicion(text) for text in texts], dtype=float)
+        read = [one.scores["injection"] for one in self.reader.read(list(texts))] if self.reader and len(texts) else [0.0] * len(texts)
+        return said + (1 - said) * np.array(read, dtype=float)
 
     def flags(self, texts: Sequence[str]) -> np.ndarray:
         "Which texts are flagged."
