@@ -232,7 +232,8 @@ def test_a_secret_is_found_in_every_disguise_and_nowhere_else(seed: int) -> None
     rng = random.Random(seed)
     secret = "".join(rng.choice("BCDFGHJKLMNPQRST") for _ in range(7)) + f"-{rng.randint(1000, 9999)}"
     forms = [secret, secret.lower(), " ".join(secret), "*".join(secret[::-1]), secret.encode().hex(),
-             codecs.encode(secret, "rot13"), base64.b64encode(secret.encode()).decode(), "".join(chr(ord(one) + 0xFEE0) for one in secret)]
+             codecs.encode(secret, "rot13"),
+             base64.b64encode(secret.encode()).decode(), "".join(chr(ord(one) + 0xFEE0) for one in secret)]
     assert [form for form in forms if not leaked(f"Here: {form}.", secret)] == []
     assert not leaked(f"It begins with {secret[:3]}.", secret) and not leaked("", secret)
     assert not any(leaked(one.text, secret) for one in look_alikes())
