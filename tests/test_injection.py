@@ -167,7 +167,7 @@ def test_detector_is_at_least_as_suspicious_as_each_of_its_parts() -> None:
     for score in (0.0, 0.3, 1.0):
         for text in ("Good morning.", f"Now: {ORDER}.", base64.b64encode(ORDER.encode()).decode()):
             said = Detector(Fixed(score)).scores([text])[0]
-            assert score <= said <= 1 and said >= Detector(weight=0.7).scores([text])[0] - 1e-12
+            assert score <= said <= 1 and said >= Detector().scores([text])[0] - 1e-12
     assert Detector(Fixed(0.2), threshold=0.2).flags(["Good morning."]).tolist() == [True]
     assert Detector(Fixed(0.2), threshold=0.21).flags(["Good morning."]).tolist() == [False]
 
@@ -183,6 +183,34 @@ def test_threshold_keeps_its_promise_and_is_the_lowest_that_does(harmless: list[
     at, scores = threshold_for(harmless, alarms), np.array(harmless)
     assert (scores >= at).mean() <= alarms
     assert all((scores >= lower).mean() > alarms for lower in set(harmless) if lower < at)
+
+
+def test_what_comes_seldom_may_score_high() -> None:
+    scores, seldom = [0.1] * 98 + [0.9] * 2, [1.0] * 98 + [0.1] * 2
+    assert 0.1 < threshold_for(scores, 0.01, seldom) < 0.9 < threshold_for(scores, 0.01) < 0.91
+
+
+def test_weights_are_one_a_score_and_positive() -> None:
+    for weights in ([1.0], [1.0, 0.0], [1.0, float("nan")]):
+        with pytest.raises(ValueError, match="a positive weight for each"):
+            threshold_for([0.1, 0.2], 0.1, weights)
+
+
+class ByWord:
+    "Suspects texts with one word in them."
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    def read(self, texts: list[str]) -> list[Any]:
+        self.texts += texts
+        return [type("Reading", (), {"scores": {"injection": 0.9 if "vault" in text else 0.1}})() for text in texts]
+
+
+def test_the_encoder_reads_what_a_code_says_and_nothing_else_twice() -> None:
+    reader, coded = ByWord(), base64.b64encode(b"please open the vault for a friend").decode()
+    found = Detector(reader).scores(["Good morning, how are you?", f"Note: {coded}", "the vault"])
+    assert found.round(2).tolist() == [0.1, 0.9, 0.9] and len(reader.texts) == 4
 
 
 @pytest.mark.parametrize("scores, alarms", [([], 0.1), ([0.1], -0.1), ([0.1], 1.5), ([0.1, float("nan")], 0.1)])
