@@ -8,7 +8,7 @@ __all__ = ['LABELS', 'SHAPES', 'WINDOW', 'OVERLAP', 'RANK', 'HEADS', 'WEIGHTS', 
            'merged', 'Example', 'examples_of', 'Row', 'rows_of', 'batch_of', 'token_loss', 'label_loss', 'Shares',
            'batch_loss', 'train_heads', 'spans_of', 'SafetyEncoder', 'save_heads', 'load_heads', 'safety_graph',
            'safety_file', 'entity_counts', 'f_scores', 'best_f1', 'lowest_quiet', 'label_of', 'development',
-           'train_safety']
+           'train_safety', 'measure_safety', 'parity']
 
 # %% ../../nbs/course/safety/encoder.ipynb #5ef3698f
 import copy
@@ -29,14 +29,14 @@ from scipy.special import expit, softmax
 from tokenizers import Encoding, Tokenizer
 from torch import Tensor, nn
 
-# %% ../../nbs/course/safety/encoder.ipynb #98f1a70d
+# %% ../../nbs/course/safety/encoder.ipynb #6dbe365b
 from ..course.datasets import as_text
 from ..course.models import Encoder, encoder, quiet
 from ..course.results import locked, write_json
 from ..neural.lora import Recipe, _base_of, _optimizer, _step, _tensors, adapter_folder, all_linear, length_grouped
 from ..neural.lora import read_card, save_adapter, sha256
 from .policy import Span
-from .rows import ENTITIES, INJECTION, TEXT, UNKNOWN, sources, training_rows
+from .rows import ENTITIES, INJECTION, TEXT, UNKNOWN, harmless, own, raw, sources, training_rows
 
 if TYPE_CHECKING:
     import onnx
@@ -717,7 +717,7 @@ def development(
                          for name, (p, wanted) in parts.items()}
     return {"thresholds": thresholds, "development": report}
 
-# %% ../../nbs/course/safety/encoder.ipynb #a9a19567
+# %% ../../nbs/course/safety/encoder.ipynb #4b822af9
 SETS = {"presidio_pii": "MIT", "davidson_hate": "MIT", "toxic_spans": "CC0 1.0", "prompt_injection": "MIT; its tables CC BY-SA 4.0",
         "banking77": "CC BY 4.0", "clinc150": "CC BY 3.0", "medquad": "CC BY 4.0", "data/safety/rows.jsonl": "Apache-2.0"}
 
@@ -727,21 +727,106 @@ def train_safety(
     recipe: Recipe = Recipe(epochs=4, lr=1e-3, batch_size=32, bf16=True),  # how
     rank: int = RANK,  # width of the adapter
     share: float = 1.0,  # of the rows of every head
+    start: Path | str | None = None,  # a saved model to train further
 ) -> dict[str, Any]:  # the card
     "Train all heads on the training rows at hand and save them after every epoch. No test part is touched."
+    first = read_card(start) if start else {}
     rows = {head: training_rows(head, seed=recipe.seed) for head in HEADS}
     rows = {head: some[: math.ceil(share * len(some))] for head, some in rows.items()}
     counts = {head: {name: len(some) for name, some in sources(head).items()} for head in HEADS}
-    call = f"train_safety('weights/safety', {recipe}, rank={rank}, share={share})"
+    call = f"train_safety('weights/safety', {recipe}, rank={rank}, share={share}{', start=...' if start else ''})"
     card = {"task": "safety", "data": {"name": "presidio_pii", "split": "train", "rows": counts, "licences": SETS}, "licence": "Apache-2.0",
             "citation": "the sets' READMEs; rows.jsonl was written for this course", "seed": recipe.seed, "recipe": asdict(recipe),
             "command": f'python -c "from nlp_portfolio.safety.encoder import *; from nlp_portfolio.neural.lora import Recipe; {call}"',
             "measured_by": "nlp_portfolio.safety.encoder:measure_safety"}
+    if start:
+        card["trained_before"] = {name: first[name] for name in ("recipe", "data", "command", "epochs_done", "file_sha256") if name in first}
 
     def after_epoch(model: SafetyModel, epoch: int, loss: float) -> None:
         print(f"epoch {epoch}: loss {loss:.4f}", flush=True)
         save_heads(model, folder, card | {"epochs_done": epoch, "loss": loss})
 
-    train_heads(rows, recipe, rank=rank, after_epoch=after_epoch)
+    train_heads(rows, recipe, rank=rank, model=load_heads(start).train() if start else None, after_epoch=after_epoch)
     write_json(Path(folder) / "card.json", read_card(folder) | development(SafetyEncoder.load(folder)))
     return read_card(folder)
+
+# %% ../../nbs/course/safety/encoder.ipynb #c60fe529
+def _scored(reader: SafetyEncoder, texts: Sequence[str], label: str) -> np.ndarray:
+    return np.array([one.scores[label] for one in reader.read(texts)])
+
+
+def _measured_entities(reader: SafetyEncoder) -> dict[str, float]:
+    rows = sources("entities", "test")["presidio_pii"]
+    found = [one.spans for one in reader.read([text for text, _ in rows])]
+    counts = entity_counts([spans for _, spans in rows], found, [text for text, _ in rows])
+    out = {f"entities_{name}": value for name, value in f_scores(sum(counts.values())).items()}
+    return out | {f"{name}_recall": f_scores(some)["recall"] for name, some in counts.items() if some[:2].sum()}
+
+
+def _measured_text(reader: SafetyEncoder) -> dict[str, float]:
+    from sklearn.metrics import roc_auc_score
+
+    tweets, at = raw("davidson_hate", "test"), reader.thresholds
+    said = reader.read([row["text"] for row in tweets])
+    toxic, hate = (np.array([row["label"] in kinds for row in tweets]) for kinds in ((0, 1), (0,)))
+    surge = raw("surge_toxicity", "comments")
+    out = {"davidson_toxicity_auroc": roc_auc_score(toxic, [one.scores["toxicity"] for one in said]),
+           "davidson_hate_auroc": roc_auc_score(hate, [one.scores["hate"] for one in said])}
+    if surge:
+        scores, wanted = _scored(reader, [row["text"] for row in surge], "toxicity"), np.array([row["label"] for row in surge])
+        out |= {"surge_auroc": roc_auc_score(wanted, scores), "surge_accuracy": float(((scores >= at["toxicity"]) == wanted).mean())}
+    return {name: float(value) for name, value in out.items()}
+
+
+def _measured_hatecheck(reader: SafetyEncoder) -> dict[str, float]:
+    if not (cases := raw("hatecheck", "cases")):
+        return {}
+    wanted, kind = np.array([row["label"] for row in cases]), np.array([row["functionality"] for row in cases])
+    right = (_scored(reader, [row["text"] for row in cases], "hate") >= reader.thresholds["hate"]) == wanted
+    each = {name: float(right[kind == name].mean()) for name in sorted(set(kind))}
+    return {"hatecheck": float(right.mean()), "hatecheck_hateful": float(right[wanted == 1].mean()),
+            "hatecheck_non_hateful": float(right[wanted == 0].mean()), "hatecheck_lowest": min(each.values())} | {
+            f"hatecheck {name}": value for name, value in each.items()}
+
+
+def _measured_injection(reader: SafetyEncoder) -> dict[str, float]:
+    at, rows = reader.thresholds["injection"], raw("prompt_injection", "indirect_test")
+    wanted = np.array([row["label"] for row in rows]) == 1
+    called = _scored(reader, [row["context"] for row in rows], "injection") >= at
+    counts = f_scores(np.array([(called & wanted).sum(), (~called & wanted).sum(), (called & ~wanted).sum()]), beta=1)
+    direct = [text for text, _ in sources("injection", "test").get("direct", [])]
+    quiet = {"xstest": [row["text"] for row in raw("xstest", "prompts")], "documentation": harmless("test").get("documentation", [])[:600]}
+    return {f"indirect_{name}": value for name, value in counts.items()} | {
+        "direct_held_out_recall": float((_scored(reader, direct, "injection") >= at).mean())} | {
+        f"{name}_false_alarms": float((_scored(reader, texts, "injection") >= at).mean()) for name, texts in quiet.items() if texts}
+
+
+def measure_safety(
+    folder: Path | str = "safety",  # the shipped model or one that `train_safety` saved
+    dtype: str = "float32",  # or "int8"
+) -> dict[str, Any]:  # numbers, how many rows, and where they came from
+    "Score the shipped file on test parts in NLP_PORTFOLIO_DATA. Raises ValueError where they are not at hand."
+    if not (rows := raw("presidio_pii", "test")):
+        raise ValueError("no test part of presidio_pii is at hand: set NLP_PORTFOLIO_DATA")
+    reader = SafetyEncoder.load(folder, dtype)
+    metrics = {name: round(value, 4) for part in (_measured_entities, _measured_text, _measured_hatecheck, _measured_injection)
+               for name, value in part(reader).items()}
+    file = Path(os.environ["NLP_PORTFOLIO_DATA"]).expanduser() / "presidio_pii" / "test.jsonl.gz"
+    return metrics | {"rows": len(rows), "split": "test", "source": "local", "version": sha256(file)}
+
+# %% ../../nbs/course/safety/encoder.ipynb #821c6c9a
+def parity(
+    folder: Path | str = "safety",
+    texts: Sequence[str] | None = None,  # None: texts of our own file
+) -> dict[str, float]:  # share of equal decisions of labels and of words, and the largest difference of a probability
+    "How faithful the int8 file is to the fp32 model."
+    texts = list(texts or [row["text"] for kind in ("text", "attack", "benign", "mail") for row in own(kind)])
+    full, small = SafetyEncoder.load(folder), SafetyEncoder.load(folder, "int8")
+    pairs = list(zip(full._logits(tokens_of(full.tokenizer, texts)), small._logits(tokens_of(small.tokenizer, texts)), strict=True))
+    labels = [expit(np.array([pair[i][1] for pair in pairs])) for i in (0, 1)]
+    words = [softmax(np.concatenate([pair[i][0] for pair in pairs]), axis=1) for i in (0, 1)]
+    cut_at = np.array([full.thresholds.get(name, 0.5) for name in full.labels])
+    same = [(part >= cut_at) for part in labels]
+    return {"texts": len(texts), "labels_agree": float((same[0] == same[1]).mean()),
+            "tokens_agree": float((words[0].argmax(1) == words[1].argmax(1)).mean()),
+            "label_difference": float(np.abs(labels[0] - labels[1]).max()), "token_difference": float(np.abs(words[0] - words[1]).max())}

@@ -458,7 +458,7 @@ def _direct(split: str) -> list[tuple[str, float]]:
     found = kept[split] + (mine if split in SPLITS else [])
     return [(text, 1.0) for text in (_dressed(found, split, 3) if split == "train" else found)]
 
-# %% ../../nbs/course/safety/rows.ipynb #71e8feba
+# %% ../../nbs/course/safety/rows.ipynb #03a5826a
 def _peaceful(split: str, most: int) -> list[str]:
     "A share of the harmless texts of every source, manuals cut to pieces."
     rng, found = random.Random(f"peaceful {split}"), []
@@ -471,7 +471,7 @@ def _peaceful(split: str, most: int) -> list[str]:
 
 
 @cache
-def _slotted(split: str, copies: int = 12) -> list[EntityRow]:
+def _slotted(split: str, copies: int = 10) -> list[EntityRow]:
     "Our own sentences, filled."
     fakes = Fakes(42 if split == "train" else 43)
     return [fill(row["text"], fakes) for row in own("entities") for _ in range(copies if split == "train" else 2)
