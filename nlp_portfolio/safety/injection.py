@@ -7,14 +7,14 @@ __all__ = ['FAMILIES', 'PIECE', 'OVERLAP', 'MOST', 'WAYS', 'Attack', 'attack_sui
            'Reader', 'Detector', 'threshold_for', 'rewordings', 'Marked', 'delimit', 'leaked', 'Finding',
            'check_output', 'Tool', 'Refused', 'Session', 'shelf']
 
-# %% ../../nbs/10_safety/49_injection.ipynb #1c6edf5d
+# %% ../../nbs/10_safety/49_injection.ipynb #7791a6b5
 import base64
 import json
 import re
 import secrets
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from itertools import islice
