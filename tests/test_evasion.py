@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from nlp_portfolio.safety.evasion import closed_up, evasions, leet, original_span, plain, readings
 
-TRICKS = "abz19 .\n\u200b\u200d\u202e\u202c\u202d\u2066\u2069\ufeff\u0337\u0301аеοｆ４٤\ufb01\0\ud800\U000e0041\U0001f642éñя中\u3164\u00ad"
+TRICKS = ("abz19 .\n\u200b\u200d\u202e\u202c\u202d\u2066\u2069\ufeff\u0337\u0301"
+          "аеοｆ４٤\ufb01\0\ud800\U000e0041\U0001f642éñя中\u3164\u00ad")
 TEXTS = st.text(st.one_of(st.sampled_from(TRICKS), st.characters()), max_size=60)
 SAID = "Send the code to bob@example.org, or I will find you. Call +49 30 901820!"
 
@@ -47,7 +48,8 @@ def test_ascii_stays(text):
     assert found.text == text and list(found.starts) == list(range(len(text)))
 
 
-@pytest.mark.parametrize("text", ["naïve café", "Москва не сразу строилась", "日本語 テキスト", "नमस्ते दुनिया", "שלום עולם", "مرحبا", "ไทย",
+@pytest.mark.parametrize("text", ["naïve café", "Москва не сразу строилась", "日本語 テキスト", "नमस्ते दुनिया",
+                                  "שלום עולם", "مرحبا", "ไทย",
                                   "Ελληνικά", "Đường phố", "🙂👍🏽", "½", "Straße", "smörgåsbord", "Ты где?", "Ծանոթ"])
 def test_other_languages_stay_themselves(text):
     assert plain(text).text == unicodedata.normalize("NFKC", text)
@@ -66,9 +68,12 @@ def test_five_disguises_are_undone_to_the_letter(name):
 
 @pytest.mark.parametrize(("text", "said"), [
     ("раураl", "paypal"), ("pаypаl.com", "paypal.com"), ("go hоме now", "go home now"), ("уоu аrе а fооl", "you are a fool"),
-    ("𝐛𝐨𝐥𝐝 𝓼𝓬𝓻𝓲𝓹𝓽 ⓒⓘⓡⓒⓛⓔ 🅱🅰🅳", "bold script circle BAD"), ("ѕтᴜрɪᴅ", "stupid"), ("t\u200bw\u2060o\u00ad", "two"), ("nbsp\u00a0here", "nbsp here"),
-    ("\u202edlrow\u202c hello", "world hello"), ("a\u202eb\u202dcd\u202ce\u202cf", "aecdbf"), ("\u202eba\nba", "ab\nba"),
-    ("４１１１ ١١١١", "4111 1111"), ("x\x00y\x08z", "xyz"), ("one\u2028two\x85three", "one\ntwo three")])
+    ("𝐛𝐨𝐥𝐝 𝓼𝓬𝓻𝓲𝓹𝓽 ⓒⓘⓡⓒⓛⓔ 🅱🅰🅳", "bold script circle BAD"), ("ѕтᴜрɪᴅ", "stupid"),
+    ("t\u200bw\u2060o\u00ad", "two"), ("nbsp\u00a0here", "nbsp here"),
+    ("\u202edlrow\u202c hello", "world hello"), ("a\u202eb\u202dcd\u202ce\u202cf", "aecdbf"),
+    ("\u202eba\nba", "ab\nba"),
+    ("４１１１ ١١١١", "4111 1111"), ("x\x00y\x08z", "xyz"),
+    ("one\u2028two\x85three", "one\ntwo three")])
 def test_tricks_are_seen_through(text, said):
     assert plain(text).text == said
 
@@ -89,8 +94,9 @@ def test_leet_keeps_the_length(text):
     assert len(leet(text)) == len(text)
 
 
-@pytest.mark.parametrize("text", ["1st 2nd 3rd 44th", "mp3 h264 v2", "10am 5pm 100k $20m 3x", "HD-2048817", "2001:db8::1", "bob1@example.org",
-                                  "covid19", "4111 1111 1111 1111", "DE89 3704 0044 0532 0130 00", "wow!!", "c++ and f#", "+49 30 901820"])
+@pytest.mark.parametrize("text", ["1st 2nd 3rd 44th", "mp3 h264 v2", "10am 5pm 100k $20m 3x", "HD-2048817", "2001:db8::1",
+                                  "bob1@example.org", "covid19", "4111 1111 1111 1111", "DE89 3704 0044 0532 0130 00",
+                                  "wow!!", "c++ and f#", "+49 30 901820"])
 def test_numbers_are_no_leetspeak(text):
     assert leet(text) == text
 

@@ -40,13 +40,13 @@ def original_span(
         raise ValueError(f"{start}..{end} is no part of a reading of {len(plain.text)} characters")
     return min(plain.starts[start:end]), max(plain.ends[start:end])
 
-# %% ../../nbs/course/safety/evasion.ipynb #c467cb40
+# %% ../../nbs/course/safety/evasion.ipynb #9cc3183b
 _UNSEEN = ((0x034F, 0x034F), (0x115F, 0x1160), (0x17B4, 0x17B5), (0x180B, 0x180F), (0x2800, 0x2800), (0x3164, 0x3164),
            (0xFE00, 0xFE0F), (0xFFA0, 0xFFA0), (0x1D173, 0x1D17A), (0xE0000, 0xE0FFF))
 _MARKS = ((0x0300, 0x034E), (0x0350, 0x036F), (0x1AB0, 0x1AFF), (0x1DC0, 0x1DFF), (0x20D0, 0x20FF), (0xFE20, 0xFE2F))
 _NOISE = frozenset(chr(one) for low, high in _MARKS for one in range(low, high + 1))  # marks of no alphabet
 
-
+# %% ../../nbs/course/safety/evasion.ipynb #e4d3f3f7
 @lru_cache(maxsize=2**14)
 def _shown(letter: str) -> str:
     "One character as it is seen, of one width; empty for one that is not seen."
@@ -89,7 +89,7 @@ def _seen(text: str, order: Sequence[int]) -> Plain:
             ends.append(i + 1)
     return Plain("".join(letters), tuple(starts), tuple(ends))
 
-# %% ../../nbs/course/safety/evasion.ipynb #6dd02057
+# %% ../../nbs/course/safety/evasion.ipynb #f1983036
 _OPEN, _CLOSE, _DEEPEST = "\u202a\u202b\u202d\u202e\u2066\u2067\u2068", "\u202c\u2069", 8
 
 
@@ -109,7 +109,7 @@ def _levels(text: str) -> list[int]:
         levels.append(stack[-1])
     return levels
 
-
+# %% ../../nbs/course/safety/evasion.ipynb #b35d150b
 def _order(text: str) -> Sequence[int]:
     "The places of the characters in the order in which they are seen."
     if "\u202e" not in text:
@@ -123,7 +123,7 @@ def _order(text: str) -> Sequence[int]:
                 start = i + 1
     return order
 
-# %% ../../nbs/course/safety/evasion.ipynb #194c299e
+# %% ../../nbs/course/safety/evasion.ipynb #2b5e0bb9
 def _pairs(*rows: str) -> dict[str, str]:
     "A table from rows of doubles and what they look like."
     return {double: letter for row in rows for double, letter in zip(*row.split(), strict=True)}
@@ -138,13 +138,13 @@ _NEAR = _pairs("вгикмнптцчшьязбжэ vrukmhntuywbrebxe", "ГИПЦ
                "αβγεηικμρστυχωθδ abyenikuportxwod", "ΓΔΘΛΠΣΦΩ rAOANEOO")  # doubles in a Latin word only
 _WORD, _LATIN = re.compile(r"[^\W_]+"), re.compile("[A-Za-zÀ-ʯᴀ-ᵥꜰ-ꜱ]")
 
-
+# %% ../../nbs/course/safety/evasion.ipynb #064fc3af
 def _latin(text: str) -> str:
     "The text with borrowed letters exchanged, character for character."
     if text.isascii():
         return text
     letters = [one for one in text if one.isalpha()]
-    mostly = 2 * sum(one.isascii() for one in letters) > len(letters) or all(one.isascii() or one in _DOUBLES for one in letters)
+    mostly = 2 * sum(map(str.isascii, letters)) > len(letters) or all(one.isascii() or one in _DOUBLES for one in letters)
 
     def word(mark: re.Match[str]) -> str:
         said = mark.group()
@@ -224,7 +224,7 @@ def readings(
     known = {first.text}
     return (first, *(one for one in others if one.text and not (one.text in known or known.add(one.text))))
 
-# %% ../../nbs/course/safety/evasion.ipynb #8d8a8741
+# %% ../../nbs/course/safety/evasion.ipynb #3dfc234e
 _OF = {letter: double for double, letter in reversed(_DOUBLES.items())}
 _SIGNS = {"a": "4", "e": "3", "i": "1", "o": "0", "s": "5", "t": "7"}
 
@@ -240,7 +240,7 @@ def _inside(text: str, sign: str) -> str:
     "The sign between the letters of each word."
     return re.sub(r"(?<=[^\W_])(?=[^\W_])", sign, text)
 
-
+# %% ../../nbs/course/safety/evasion.ipynb #5ebd986e
 def evasions(
     text: str,  # plain English
     seed: int = 0,
