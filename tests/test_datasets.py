@@ -108,9 +108,9 @@ def test_hub_entry_pins_a_revision(name):
 def test_bundled_split_is_what_the_manifest_says(name, split):
     data, spec = ds.load(name, split, source="sample"), ds.manifest()[name]
     assert data.num_rows == spec["sample"]["rows"][split]
-    lists = {1: "strings", 2: "string_lists"}
+    lists = {str: "strings", list: "string_lists", dict: "spans"}
     first = {n: next((row[n] for row in data if not isinstance(row[n], list) or row[n]), None) for n in data.features}
-    kinds = {n: lists[1 + isinstance(first[n][0], list)] if isinstance(first[n], list) else f.dtype
+    kinds = {n: lists[type(first[n][0])] if isinstance(first[n], list) else f.dtype
              for n, f in data.features.items()}
     assert kinds == {n: kind.rstrip("?") for n, kind in ds.columns_of(name, split).items()}
     assert len(set(data["id"])) == len(data)

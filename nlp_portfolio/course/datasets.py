@@ -64,7 +64,15 @@ def _lines(file: Path) -> Iterator[tuple[int, str]]:
         raise ValueError(f"{file.name}: cannot be read ({err}). Copy or download the file again.") from err
 
 
-TYPES = {"string": str, "strings": list, "string_lists": list, "int64": int, "float64": (int, float), "bool": bool}
+TYPES = {"string": str, "strings": list, "string_lists": list, "spans": list, "int64": int, "float64": (int, float), "bool": bool}
+
+
+def _is_span(item: Any, text: Any) -> bool:
+    "Whether it is a marked part of the row's text: start, end, label, text."
+    if not isinstance(item, dict) or set(item) != {"start", "end", "label", "text"} or not isinstance(text, str):
+        return False
+    numbers = all(type(item[key]) is int for key in ("start", "end")) and isinstance(item["label"], str)
+    return numbers and 0 <= item["start"] < item["end"] and text[item["start"]:item["end"]] == item["text"]
 
 
 def _check(row: Any, columns: dict[str, str], where: str) -> dict[str, Any]:
@@ -86,7 +94,9 @@ def _check(row: Any, columns: dict[str, str], where: str) -> dict[str, Any]:
             raise ValueError(f"{where}: column {name!r} must be a list of strings")
         if kind == "string_lists" and not all(isinstance(item, list) and all(isinstance(one, str) for one in item) for item in value):
             raise ValueError(f"{where}: column {name!r} must be a list of lists of strings")
-        if kind.startswith("string") and re.search("[\ud800-\udfff]", json.dumps(value, ensure_ascii=False)):
+        if kind == "spans" and not all(_is_span(item, row.get("text")) for item in value):
+            raise ValueError(f"{where}: column {name!r} must be a list of objects with start, end, label and the text between them")
+        if kind.startswith(("string", "span")) and re.search("[\ud800-\udfff]", json.dumps(value, ensure_ascii=False)):
             raise ValueError(f"{where}: column {name!r} holds half a surrogate pair, which is not valid text")
     return {name: row.get(name) for name in columns}
 
@@ -144,7 +154,8 @@ def _dataset(rows: list[dict[str, Any]], name: str, split: str, source: str, ver
     from datasets import Dataset, Features, Value
 
     kinds = {column: kind.rstrip("?") for column, kind in columns_of(name, split).items()}
-    listed = {"strings": [Value("string")], "string_lists": [[Value("string")]]}
+    span = {"start": Value("int64"), "end": Value("int64"), "label": Value("string"), "text": Value("string")}
+    listed = {"strings": [Value("string")], "string_lists": [[Value("string")]], "spans": [span]}
     features = Features({column: listed.get(kind) or Value(kind) for column, kind in kinds.items()})
     data = Dataset.from_list(rows, features=features)
     return _stamp(data, Provenance(name, split, source, len(rows), version))
