@@ -25,6 +25,7 @@ from nlp_portfolio.cases.moderation import (
     as_answer,
     measure_evasion,
     open_desk,
+    reviewer_name,
     self_harm,
     tidy,
     totals,
@@ -151,7 +152,7 @@ def test_redacting_the_redacted_changes_nothing(text):
 def test_it_takes_several_looks_when_cutting_shows_more():
     assert FILTER.moderate("Ada byron Ada").text == "[name] [name] [name]"
     assert FILTER.moderate("Ada Lovelace").text == "[name]"
-    assert FILTER.moderate("Ada Lovelace").decision.spans[-1] == Span(0, 12, "name", 0.9)
+    assert Span(0, 12, "name", 0.9) in FILTER.moderate("Ada Lovelace").decision.spans
 
 
 def test_what_never_settles_is_blocked():
@@ -224,8 +225,13 @@ def test_a_part_that_raises_blocks_and_says_so_without_the_text(part):
     moderator = made(broken) if part == "reader" else made(**{part: raising})
     found = moderator.moderate("Hello.")
     assert (found.decision.action, found.text) == ("block", None)
-    assert "raised OSError" in found.reasons[0] and "secret" not in repr(found) and "raised OSError" in moderator.trouble
-    assert moderator.redact("Hello.").text is None or part == "suspicion"
+    assert "raised OSError" in found.reasons[0] and "secret" not in repr(found)
+    if part != "suspicion":
+        assert moderator.redact("Hello.").text is None
+    assert moderator.trouble == ""  # one text may be strange
+    for _ in range(2):
+        moderator.moderate("Hello.")
+    assert "raised OSError" in moderator.trouble
 
 
 def test_a_part_that_hangs_blocks_in_time_and_the_next_text_at_once():
@@ -241,7 +247,7 @@ def test_a_part_that_hangs_blocks_in_time_and_the_next_text_at_once():
     assert action("Hello.", slow) == "block" and time.monotonic() - began < 1.0
     began = time.monotonic()
     assert action("Hello.", slow) == "block" and time.monotonic() - began < 0.15
-    assert "Stuck" in slow.trouble
+    assert slow.trouble == "a detector hangs"
     before = threading.active_count()
     for _ in range(20):
         action("Hello.", slow)
@@ -283,6 +289,13 @@ def test_a_long_text_has_an_answer():
     assert (found.decision.action, found.text, found.spans) == ("block", None, ()) and time.monotonic() - began < 1
     assert found.reasons == ("filter: block, 10,000,000 characters are more than the 10,000 that are read",)
     assert FILTER.trouble == ""  # nobody's fault but the sender's
+
+
+@pytest.mark.parametrize("name", ["", "a b", "a" * 65, "-x", "4111111111111111", "x\n", "DE67392077181464064709"])
+def test_a_reviewer_has_a_name_that_may_be_stored(name):
+    assert reviewer_name("maren.k-2") == "maren.k-2"
+    with pytest.raises(ValueError, match="a reviewer's name has 1 to 64 plain letters"):
+        reviewer_name(name)
 
 
 @pytest.mark.parametrize("wrong", [5, None, float("nan"), b"x", ["x"]])

@@ -63,8 +63,14 @@ class Place:
         self.server = BackgroundServer(self.app)
         self.http = httpx.Client(base_url=self.server.url, timeout=30)
         end = time.monotonic() + 30
-        while self.http.get("/health").json()["state"] == "loading" and time.monotonic() < end:
+        while self.state() in ("starting", "loading") and time.monotonic() < end:
             time.sleep(0.01)
+
+    def state(self) -> str:
+        try:
+            return self.http.get("/health").json()["state"]
+        except httpx.TransportError:
+            return "starting"
 
     @property
     def desk(self):
@@ -140,14 +146,15 @@ def test_a_review_from_the_queue_to_the_record(start):
 
 
 @pytest.mark.parametrize(("method", "path", "body", "headers", "status"), [
-    ("POST", "/moderate", {"text": ""}, {}, 422), ("POST", "/moderate", {"text": []}, {}, 422), ("POST", "/moderate", {}, {}, 422),
+    ("POST", "/moderate", {"text": ""}, {}, 422), ("POST", "/moderate", {"text": []}, {}, 422),
+    ("GET", "/moderate", None, {}, 405),
     ("POST", "/moderate", {"text": 5}, {}, 422), ("POST", "/moderate", {"text": "x" * (MAX_CHARS + 1)}, {}, 413),
     ("POST", "/moderate", {"text": ["x"] * 33}, {}, 413), ("POST", "/redact", {"text": "x" * 10_000_000}, {}, 413),
     ("POST", "/moderate", {"text": "x"}, {"X-Deadline-Ms": "soon"}, 422), ("POST", "/review/claim", None, {}, 400),
     ("POST", "/review/claim", None, {"X-Reviewer": "a b"}, 400), ("POST", "/review/1", {"outcome": "allow"}, {}, 400),
     ("POST", "/review/1", {"outcome": "review"}, JO, 422), ("POST", "/review/1", {"outcome": {}}, JO, 422),
     ("POST", "/review/9", {"outcome": "allow"}, JO, 409), ("POST", "/review/x", {"outcome": "allow"}, JO, 422),
-    ("POST", f"/review/{10**30}", {"outcome": "allow"}, JO, 422), ("GET", "/moderate", None, {}, 405)])
+    ("POST", f"/review/{10**30}", {"outcome": "allow"}, JO, 422), ("POST", "/moderate", {}, {}, 422)])
 def test_what_is_refused(start, method, path, body, headers, status):
     place = start()
     answer = place.http.request(method, path, json=body, headers=headers)
@@ -168,11 +175,12 @@ def test_a_model_that_cannot_load_blocks_and_health_says_so(start):
 
 
 def test_a_detector_that_raises_blocks_and_recovers_and_its_message_goes_nowhere(start, caplog, capfd):
-    place = start(log=None)
-    answer = place.ask("explode secret@x.org")
-    assert (answer["action"], answer["complete"]) == ("block", False) and "secret" not in json.dumps(answer)
-    assert place.http.get("/health").json()["state"] == "blocking"
-    assert place.ask("Hello.")["action"] == "allow" and place.http.get("/health").json()["state"] == "ready"
+    place = start()
+    for state in ("ready", "ready", "blocking"):  # one strange text is no trouble of the service
+        answer = place.ask("explode secret@x.org")
+        assert (answer["action"], answer["complete"]) == ("block", False) and "secret" not in json.dumps(answer)
+        assert place.state() == state
+    assert place.ask("Hello.")["action"] == "allow" and place.state() == "ready"
     out, err = capfd.readouterr()
     assert "secret" not in out + err + caplog.text and b"secret" not in stored(place.folder)
 
@@ -389,7 +397,8 @@ def odd_text(rng: random.Random) -> str:
     if kind == 1:
         return "".join(rng.choices(PIECES, k=rng.randrange(1, 12)))
     if kind == 2:
-        return rng.choice(PIECES + list("a.@ 1\n")) * rng.randrange(1, rng.choice([9, 90, 900]))
+        piece = rng.choice(PIECES + list("a.@ 1\n")) * rng.randrange(1, rng.choice([9, 9, 9, 90, 3000]))
+        return piece[: rng.choice([500, 500, 500, 10_001])]
     low, high = rng.choice(PLANES)
     letters = [chr(rng.randint(low, high)) for _ in range(rng.randrange(1, 40))] + rng.choices(PIECES, k=rng.randrange(3))
     return "".join(rng.sample(letters, len(letters)))
@@ -410,7 +419,7 @@ def test_fuzz_texts_get_a_decision_or_a_clear_refusal(process, campaign):
             assert answer.json()["detail"]
             continue
         for text, one in zip(texts, answer.json()["answers"], strict=True):
-            assert one["complete"], (text, one["reasons"])
+            assert one["complete"] or one["reasons"][0]["why"] == "redacting it did not come to an end", (text, one["reasons"])
             assert all(0 <= span["start"] < span["end"] <= len(text) for span in one["spans"])
             actions[one["action"]] = actions.get(one["action"], 0) + 1
     refused = process.http.post("/moderate", content=huge)

@@ -5,7 +5,9 @@ POST /moderate · POST /redact · GET /review · POST /review/claim · POST /rev
 
 import argparse
 import json
+import re
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -52,6 +54,13 @@ def reviewer_of(request: Request) -> str:
         return reviewer_name(request.headers.get("x-reviewer", ""))
     except ValueError as err:
         raise refusal(400, f"X-Reviewer: {err}") from None
+
+
+def item_of(id: str) -> int:
+    "The number of an item. Raises 422."
+    if not re.fullmatch("[0-9]{1,15}", id):
+        raise refusal(422, "an item has a number, such as /review/7")
+    return int(id)
 
 
 def open_of(service: Service) -> Desk:
@@ -120,6 +129,13 @@ def waiting(service: Service) -> tuple[float, float]:
         return float("nan"), float("nan")
 
 
+def decided(desk: Desk, method: str, texts: list[str], id: str) -> list[dict[str, Any]]:
+    "The answers to texts, each on record; once a day, what the policy keeps no longer is deleted."
+    with suppress(AuditError):  # the next decision will say so
+        tidy(desk)
+    return [getattr(desk, method)(text, id) for text in texts]
+
+
 def texts_routes(app: FastAPI, service: Service) -> None:
     "Routes that decide."
     counted = Counted(service)
@@ -129,9 +145,8 @@ def texts_routes(app: FastAPI, service: Service) -> None:
             deadline_s = core.read_deadline(request, service.limits)
             given = core.read_json(await core.read_body(request, service.limits))["text"]
             said.texts = core.read_texts(given, service.limits)
-            handle, id = getattr(service.tools, method, None), request.scope["request_id"]
-            work = service.work(lambda: [handle(text, id) for text in said.texts], deadline_s)
-            answers = await unless_gone(request, work)
+            id = request.scope["request_id"]
+            answers = await unless_gone(request, service.work(lambda: decided(service.tools, method, said.texts, id), deadline_s))
             for one in answers:
                 counted.note(one)
             body = reply({"answers": answers, "request_id": id})
@@ -178,15 +193,15 @@ def review_routes(app: FastAPI, service: Service) -> None:
             return reply(await service.work(lambda: taken(open_of(service))))
 
     @app.post("/review/{id}", **page(NAMED, request=OUTCOME, example={"outcome": "allow"}, **no_item))
-    async def decide(id: int, request: Request) -> Response:
+    async def decide(id: str, request: Request) -> Response:
         "Decide an item that you claimed: allow, redact or block. On record before it counts."
         async with answering(service, request):
-            name = reviewer_of(request)
+            name, number = reviewer_of(request), item_of(id)
             outcome = core.read_json(await core.read_body(request, service.limits), ["outcome"])["outcome"]
             if outcome not in OUTCOMES:
                 raise refusal(422, f'"outcome" must be one of {", ".join(OUTCOMES)}')
-            record = await service.work(lambda: open_of(service).queue.decide(id, name, outcome))
-            return reply({"item": id, "outcome": outcome, "record": record})
+            record = await service.work(lambda: open_of(service).queue.decide(number, name, outcome))
+            return reply({"item": number, "outcome": outcome, "record": record})
 
     @app.get("/audit/verify", **page())
     async def verify(request: Request) -> Response:
@@ -205,9 +220,7 @@ def ready(folder: str | Path | None, log: str | None, keys: str | None, policy: 
           baseline: float, task: str) -> Desk:
     "What is there before the first text: policy, encoder, log, queue. Raises PolicyError: without a policy nothing is decided."
     moderator = Moderator.load(load_policy(policy), dtype, threads, task)
-    desk = open_desk(moderator, folder or home() / "safety_filter", log, keys, ToxicRate(baseline))
-    tidy(desk)
-    return desk
+    return open_desk(moderator, folder or home() / "safety_filter", log, keys, ToxicRate(baseline))
 
 
 def safety_app(folder: str | Path | None = None, audit: str | None = None, keys: str | None = None, policy: str | None = None,
@@ -225,9 +238,9 @@ if __name__ == "__main__":
     parser.add_argument("--port", type=int, default=8004)
     parser.add_argument("--folder", help="where keys, audit log and review queue are; without it, in the course's own folder")
     parser.add_argument("--audit", help="where to keep the audit log: a file, or a postgresql:// URL")
-    parser.add_argument("--keys", help="key file of the audit log; without it NLP_PORTFOLIO_AUDIT_KEYS, else one made in the folder")
+    parser.add_argument("--keys", help="its key file; without it NLP_PORTFOLIO_AUDIT_KEYS, else one made in the folder")
     parser.add_argument("--policy", help="a policy file; without it, the one that the course ships")
-    parser.add_argument("--log", help="where to keep the request log, without texts: a file, or a postgresql:// URL")
+    parser.add_argument("--log", help="where to keep the request log: a file, or a postgresql:// URL")
     parser.add_argument("--dtype", choices=("int8", "float32"), default="int8")
     parser.add_argument("--threads", type=int, default=1, help="threads of the encoder")
     parser.add_argument("--baseline", type=float, default=0.05, help="usual share of toxic decisions; twice that alerts")
