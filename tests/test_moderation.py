@@ -219,6 +219,23 @@ def test_a_strange_answer_of_the_encoder_blocks(answer):
     assert (found.decision.action, found.decision.complete, found.text) == ("block", False, None)
 
 
+@pytest.mark.parametrize("spans", [
+    None, 5, [None], ["email"], [Span(0, 99, "email")], [Span(3, 3, "email")], [Span(-1, 2, "email")],
+    [Span(0.0, 2.0, "email")], [Span(0, 2, "email", None)], [Span(0, 2, "email", float("nan"))], [Span(0, 2, "email", 2)], [Span(0, 2, "pet")],
+    [Span(0, 2, None)],
+    [Span(0, 2, "email", "0.9")], [Span("0", "2", "email")]], ids=str)
+def test_strange_spans_of_the_rules_block(spans):
+    found = made(rules=lambda text: spans).moderate("Hello.")
+    assert (found.decision.action, found.decision.complete, found.text) == ("block", False, None)
+    json.dumps(as_answer(found), allow_nan=False)
+
+
+def test_what_nobody_thought_of_blocks(monkeypatch):
+    monkeypatch.setattr(moderation, "_cut", raising)
+    found = FILTER.moderate("Hello.")
+    assert (found.decision.action, found.reasons) == ("block", ("filter: block, the filter failed (OSError)",))
+
+
 @pytest.mark.parametrize("part", ["reader", "rules", "suspicion"])
 def test_a_part_that_raises_blocks_and_says_so_without_the_text(part):
     broken = SimpleNamespace(read=raising, entities=Words.entities, labels=LABELS)
