@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['HELP', 'MAX_CHARS', 'TOXIC', 'PII', 'SECONDS', 'WARM_UP_S', 'FAILURES', 'DETECTORS', 'ROUNDS', 'SLOTS', 'REVIEWER',
            'self_harm', 'Stuck', 'Alone', 'is_toxic', 'Moderated', 'as_answer', 'Reader', 'Broken', 'load_reader',
-           'only_redacting', 'Moderator', 'decided', 'Window', 'totals', 'ToxicRate', 'reviewer_name', 'keys_in',
-           'open_log', 'Desk', 'open_desk', 'tidy', 'measure_evasion']
+           'placeholders', 'only_redacting', 'Moderator', 'decided', 'Window', 'totals', 'ToxicRate', 'reviewer_name',
+           'keys_in', 'open_log', 'Desk', 'open_desk', 'tidy', 'measure_evasion']
 
 # %% ../../nbs/course/cases/moderation.ipynb #ed6bc60a
 import math
@@ -234,26 +234,33 @@ def load_reader(dtype: str, threads: int, task: str | Path = "safety") -> Reader
     except Exception as err:  # no file, a changed file, no memory, no library: nobody reads, so nothing passes
         return Broken(f"the encoder cannot be loaded ({type(err).__name__})")
 
-# %% ../../nbs/course/cases/moderation.ipynb #afe8357e
-def _as_many(found: list[Any], texts: Sequence[str]) -> list[Any]:
+# %% ../../nbs/course/cases/moderation.ipynb #9481a1e2
+def _without_brackets(reading: Plain, holes: re.Pattern[str]) -> Plain:
+    "The reading with `[name]` as `name`: brackets look like a prompt, and an encoder that looks for orders takes fright."
+    marks = {at for mark in holes.finditer(reading.text) for at in (mark.start(), mark.end() - 1)}
+    return reading.at([at for at in range(len(reading.text)) if at not in marks]) if marks else reading
+
+
+def _as_many(found: list[Any], texts: Sequence[Any]) -> list[Any]:
     "Raises ValueError when there is not one answer for each text."
     if len(found) != len(texts):
         raise ValueError("the encoder did not read every text")
     return found
 
-# %% ../../nbs/course/cases/moderation.ipynb #6b0275f8
+# %% ../../nbs/course/cases/moderation.ipynb #f8f17c92
 class _Look:
     "One look at a text by every detector, shared between them: its readings, and one pass of the encoder over these."
 
-    def __init__(self, text: str, undo: bool, read: Callable[[Sequence[str]], list[Any]]):
+    def __init__(self, moderator: "Moderator", text: str):
         self.text = text
-        self.readings = readings(text) if undo else (Plain(text, range(len(text)), range(1, len(text) + 1)),)
+        self.readings = readings(text) if moderator.undo else (_cut(text, ()),)
         self.said = [one.text for one in self.readings]
-        self.read = _Once(lambda: _as_many(read(self.said), self.said))
+        self.bare = [_without_brackets(one, moderator._holes) for one in self.readings]
+        self.read = _Once(lambda: _as_many(moderator._read([one.text for one in self.bare]), self.bare))
 
-    def placed(self, spans: Iterable[Any]) -> list[Span]:
-        "Spans of the first reading, in the text."
-        found = [(original_span(self.readings[0], span.start, span.end), span) for span in spans]
+    def placed(self, spans: Iterable[Any], reading: Plain) -> list[Span]:
+        "Spans of a reading, in the text."
+        found = [(original_span(reading, span.start, span.end), span) for span in spans]
         return [Span(*place, str(span.category), span.score) for place, span in found]
 
     def highest(self, label: str) -> float:
@@ -261,9 +268,14 @@ class _Look:
         scores = [one.scores[label] for one in self.read()]
         return max(scores) if all(0 <= score <= 1 for score in scores) else math.nan
 
-# %% ../../nbs/course/cases/moderation.ipynb #93c96837
+# %% ../../nbs/course/cases/moderation.ipynb #10a8f9ea
 SECONDS, WARM_UP_S = 5.0, 60.0  # for one look of all detectors
 FAILURES = 3  # on end, and something is wrong with the filter and not with a text
+
+
+def placeholders(policy: Policy) -> re.Pattern[str]:
+    "What stands where something was cut."
+    return re.compile("|".join(rf"\[{re.escape(one.name)}\]" for one in policy.categories))
 
 
 def only_redacting(policy: Policy) -> Policy:
@@ -271,7 +283,7 @@ def only_redacting(policy: Policy) -> Policy:
     steps = {one.name: tuple(step for step in one.steps if step.action == "redact") for one in policy.categories}
     return replace(policy, name=f"{policy.name}, redacting only", categories=tuple(replace(one, steps=steps[one.name]) for one in policy.categories))
 
-# %% ../../nbs/course/cases/moderation.ipynb #64db6fe9
+# %% ../../nbs/course/cases/moderation.ipynb #5aa7ce72
 class Moderator:
     """Decides about texts by a policy. `load()` makes one; a `reader` of your own has the form of `SafetyEncoder`. `seconds` is
     for one look of all detectors; `trouble` says why texts cannot be judged now, empty while all is well."""
@@ -279,9 +291,8 @@ class Moderator:
     def __init__(self, reader: Reader, policy: Policy | None = None, *, rules: Callable[[str], Iterable[Span]] = _rules,
                  suspicion: Callable[[str], float] = suspicion, seconds: float = SECONDS, undo: bool = True):
         self.reader, self.policy, self.undo, self._failed = reader, policy or load_policy(), undo, deque(maxlen=FAILURES)
-        self.redacting = only_redacting(self.policy)
         self._read, self._find, self._suspicion = (Alone(one, seconds) for one in (reader.read, rules, suspicion))
-        self._holes = re.compile("|".join(rf"\[{re.escape(one.name)}\]" for one in self.policy.categories))
+        self.redacting, self._holes = only_redacting(self.policy), placeholders(self.policy)
 
     @classmethod
     def load(cls, policy: Policy | None = None, dtype: str = "int8", threads: int = 1, task: str | Path = "safety") -> "Moderator":
@@ -319,8 +330,9 @@ def _warm(moderator: Moderator) -> Moderator:
             moderator.moderate("Warm up: call Ada Byron, +49 30 901820.")
     return moderator
 
-# %% ../../nbs/course/cases/moderation.ipynb #5ae51d78
+# %% ../../nbs/course/cases/moderation.ipynb #21c2635e
 DETECTORS = ("pii", "names", "text", "injection", "phrases")  # the names that a policy gives them
+ROUNDS = 6  # looks at a text until redacting it changes nothing
 
 
 def _detectors(moderator: Moderator, look: _Look) -> dict[str, Callable[[str], tuple[dict[str, float], list[Span]]]]:
@@ -336,12 +348,12 @@ def _detectors(moderator: Moderator, look: _Look) -> dict[str, Callable[[str], t
         told = max(moderator._suspicion(one) for one in dict.fromkeys((look.text, *look.said)))
         return {"injection": 1 - (1 - look.highest("injection")) * (1 - Detector.weight * told)}, []
 
-    return {"pii": lambda text: spans(PII, look.placed(moderator._find(look.said[0]))),
-            "names": lambda text: spans(moderator.reader.entities, look.placed(look.read()[0].spans)),
+    return {"pii": lambda text: spans(PII, look.placed(moderator._find(look.said[0]), look.readings[0])),
+            "names": lambda text: spans(moderator.reader.entities, look.placed(look.read()[0].spans, look.bare[0])),
             "text": texts, "injection": injection,
             "phrases": lambda text: ({"self_harm": max(map(self_harm, look.said))}, [])}
 
-# %% ../../nbs/course/cases/moderation.ipynb #bc95f98a
+# %% ../../nbs/course/cases/moderation.ipynb #6d489538
 def _kept(moderator: Moderator, text: str, found: Iterable[Span]) -> list[Span]:
     "Spans that do not lie in placeholders of the text."
     holes = [mark.span() for mark in moderator._holes.finditer(text)]
@@ -350,7 +362,7 @@ def _kept(moderator: Moderator, text: str, found: Iterable[Span]) -> list[Span]:
 
 def _look(moderator: Moderator, text: str, policy: Policy) -> tuple[dict[str, Any], list[Span]]:
     "Scores and spans of a text; spans that lie in placeholders are left out, and do not count."
-    look = _Once(lambda: _Look(text, moderator.undo, moderator._read))
+    look = _Once(lambda: _Look(moderator, text))
     detectors = {name: (lambda text, name=name: _detectors(moderator, look())[name](text)) for name in DETECTORS}
     scores, found = detect(detectors, text, policy, moderator._read.seconds)
     kept = _kept(moderator, text, found)
@@ -359,16 +371,29 @@ def _look(moderator: Moderator, text: str, policy: Policy) -> tuple[dict[str, An
             scores[name] = max([one.score for one in kept if one.category == name], default=0.0)
     return scores, kept
 
-# %% ../../nbs/course/cases/moderation.ipynb #49c0d215
-def _ruled(moderator: Moderator, text: str) -> list[Span]:
-    "What the rules find. Nothing where they fail: the look that follows asks them again, and says so."
-    try:
-        look = _Look(text, moderator.undo, moderator._read)
-        return _kept(moderator, text, look.placed(moderator._find(look.said[0])))
-    except Exception:
-        return []
+# %% ../../nbs/course/cases/moderation.ipynb #e4cb230d
+def _together(spans: Sequence[Span], shown: Plain, found: Iterable[Span]) -> list[Span]:
+    "Spans of the original, and what was found in a reading of it."
+    places = [(original_span(shown, span.start, span.end), span) for span in found]
+    placed = [replace(span, start=start, end=end) for (start, end), span in places]
+    return sorted({*spans, *placed}, key=lambda one: (one.start, -one.end, one.category, one.score))
 
 
+def _cut_by_rules(moderator: Moderator, text: str, policy: Policy) -> tuple[list[Span], Plain]:
+    "What the rules find, and the text without it. As far as they come: the look that follows asks them again, and says what failed."
+    spans, shown = [], _cut(text, ())
+    with suppress(Exception):
+        for _ in range(ROUNDS):
+            look = _Look(moderator, shown.text)
+            found = _kept(moderator, shown.text, look.placed(moderator._find(look.said[0]), look.readings[0]))
+            together = _together(spans, shown, found)
+            after = _cut(text, decide({}, together, policy).spans)
+            same, spans, shown = after.text == shown.text, together, after
+            if same:
+                break
+    return spans, shown
+
+# %% ../../nbs/course/cases/moderation.ipynb #80300db8
 def _higher(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
     "The higher score of each category; what is no number stays."
     def pick(a: Any, b: Any) -> Any:
@@ -376,20 +401,14 @@ def _higher(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
 
     return {name: pick(old.get(name), new.get(name, old.get(name))) for name in {**old, **new}}
 
-# %% ../../nbs/course/cases/moderation.ipynb #953841f0
-ROUNDS = 6  # looks at a text until redacting it changes nothing
-
-
+# %% ../../nbs/course/cases/moderation.ipynb #2c3ad3c7
 def _settled(moderator: Moderator, text: str, policy: Policy) -> tuple[dict[str, Any], list[Span], Decision, str | None]:
     "Scores, spans and decision after as many looks as it takes; and the text with the spans cut, None where it never settles."
     scores: dict[str, Any] = {}
-    spans = _ruled(moderator, text)
-    shown = _cut(text, decide({}, spans, policy).spans)
+    spans, shown = _cut_by_rules(moderator, text, policy)
     for _ in range(ROUNDS):
         now, found = _look(moderator, shown.text, policy)
-        places = [original_span(shown, span.start, span.end) for span in found]
-        placed = [replace(span, start=start, end=end) for span, (start, end) in zip(found, places, strict=True)]
-        spans = sorted({*spans, *placed}, key=lambda one: (one.start, -one.end, one.category, one.score))
+        spans = _together(spans, shown, found)
         scores = _higher(scores, now)
         for span in spans:
             scores = _higher(scores, {span.category: float(span.score)} if span.category in now else {})
@@ -412,11 +431,11 @@ def _spared(decision: Decision, scores: Mapping[str, Any]) -> Decision:
     others = tuple(replace(one, action="review") if one.action == "block" else one for one in decision.reasons)
     return replace(decision, action="review", category="self_harm", reasons=(why, *others))
 
-# %% ../../nbs/course/cases/moderation.ipynb #372dc53e
+# %% ../../nbs/course/cases/moderation.ipynb #d848d89f
 def _refused(policy: Policy, why: str) -> Decision:
     return Decision(policy.default, (Reason("", policy.default, None, None, why),), "", policy.version, (), False)
 
-
+# %% ../../nbs/course/cases/moderation.ipynb #c148696a
 def decided(
     moderator: Moderator,
     text: str,  # as it came
