@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ENTITIES', 'TEXT', 'INJECTION', 'UNKNOWN', 'EntityRow', 'TextRow', 'SPLITS', 'CATEGORY', 'SLOTS', 'LOCALES', 'GROUPS',
            'HELD', 'HELD_TYPES', 'raw', 'own', 'part_of', 'entity_row', 'fill', 'Fakes', 'varied', 'davidson_labels',
-           'toxic_spans_labels', 'harmless', 'cut', 'planted', 'sources', 'training_rows']
+           'toxic_spans_labels', 'misspelt', 'harmless', 'cut', 'planted', 'sources', 'training_rows']
 
 # %% ../../nbs/course/safety/rows.ipynb #bcdd7851
 import gzip
@@ -91,12 +91,12 @@ def _presidio(split: str) -> list[EntityRow]:
     return [entity_row(row, row["id"].startswith("large")) for row in raw("presidio_pii", part)
             if split == "test" or part_of(f"template {row['template']}", 0.12) == split]
 
-# %% ../../nbs/course/safety/rows.ipynb #867c7cde
+# %% ../../nbs/course/safety/rows.ipynb #fafaa09d
 SLOTS = {"name": "name", "first": "name", "last": "name", "street": "address", "city": "address", "country": "address",
          "postcode": "address", "address": "address", "org": "organisation", "date": "date", "year": "date", "age": "age",
          "phone": "phone", "ssn": "national_id", "title": "title", "job": "title", "group": "group"}  # others are no entities
 LOCALES = ("en_US", "en_GB", "en_AU", "en_CA", "en_IN", "de_DE", "de_AT", "fr_FR", "es_ES", "es_MX", "it_IT", "nl_NL", "sv_SE", "da_DK",
-           "no_NO", "fi_FI", "pl_PL", "cs_CZ", "hu_HU", "hr_HR", "pt_BR", "ro_RO", "tr_TR", "sl_SI")
+           "no_NO", "fi_FI", "el_GR", "ru_RU", "pl_PL", "cs_CZ", "hu_HU", "hr_HR", "pt_BR", "ro_RO", "tr_TR", "sl_SI")
 
 
 def fill(
@@ -112,7 +112,7 @@ def fill(
         text += filled
     return text, tuple(spans)
 
-# %% ../../nbs/course/safety/rows.ipynb #6bfa2813
+# %% ../../nbs/course/safety/rows.ipynb #62b55b73
 _AREAS = "New York|Zürich|Lisbon|Nairobi|Osaka|Bristol|Toronto|Leeds|Graz|Lyon|Porto|Kraków|Mumbai|Lagos|Perth|Austin|Utrecht|Bergen".split("|")
 _GROUPS = ("American British German French Spanish Polish Turkish Indian Chinese Japanese Mexican Kenyan Nigerian Dutch Swedish Italian Greek Korean "
            "Catholic Muslim Jewish Hindu Buddhist Protestant Christian Sikh Republican Democrat Conservative Socialist Liberal").split()
@@ -157,7 +157,8 @@ class Fakes:
         return self.pick(f"{more}{street}", f"{street} {more}".strip(), f"P.O. Box {self.rng.randint(1, 9999)}" if self.rng.random() < 0.2 else street)
 
     def _city(self, f: Any) -> str:
-        return f.city() if self.rng.random() < 0.8 else self.pick(*_AREAS)
+        city = f.city() if self.rng.random() < 0.8 else self.pick(*_AREAS)
+        return city.upper() if self.rng.random() < 0.1 else city
 
     def _country(self, f: Any) -> str:
         return self.fakers[0].country()
@@ -260,7 +261,7 @@ def varied(
         text = _same_length(str.upper, text)
     return text, spans
 
-# %% ../../nbs/course/safety/rows.ipynb #41157736
+# %% ../../nbs/course/safety/rows.ipynb #9c42df8f
 def davidson_labels(
     votes: Mapping[str, int],  # hate_speech, offensive_language, neither
 ) -> dict[str, float | None]:
@@ -282,7 +283,13 @@ def toxic_spans_labels(
 def _davidson(split: str) -> list[TextRow]:
     part = "test" if split == "test" else "train"
     return [(row["text"], davidson_labels(row["votes"])) for row in raw("davidson_hate", part)
-            if split == "test" or part_of(f"tweet {row['id']}") == split]
+            if split == "test" or part_of(f"tweet {row['id']}") == split and (split == "dev" or not _plainly_rude(row))]
+
+
+def _plainly_rude(row: Mapping[str, Any]) -> bool:
+    "Half of the tweets that everybody found offensive and nobody hateful: there are far too many of them."
+    votes = row["votes"]
+    return not votes["hate_speech"] and not votes["neither"] and part_of(f"rude {row['id']}", 0.5) == "dev"
 
 
 def _toxic_spans(split: str) -> list[TextRow]:
@@ -290,7 +297,7 @@ def _toxic_spans(split: str) -> list[TextRow]:
     return [(row["text"], toxic_spans_labels(row)) for row in raw("toxic_spans", part)
             if split == "test" or part_of(f"comment {row['id']}") == split]
 
-# %% ../../nbs/course/safety/rows.ipynb #38e57948
+# %% ../../nbs/course/safety/rows.ipynb #671157b5
 GROUPS = {"them": "women|men|immigrants|refugees|Muslims|Jews|Christians|Hindus|Sikhs|Black people|Asian people|white people|Latinos|Roma|gay people|"
                   "lesbians|trans people|bisexual people|disabled people|deaf people|blind people|wheelchair users|old people|foreigners|"
                   "Africans|Arabs|Mexicans|Poles|Indians|autistic people|girls|queer people|indigenous people|Turks",
@@ -306,14 +313,35 @@ def _contrast(row: Mapping[str, Any], rng: random.Random) -> TextRow:
     return text[:1].upper() + text[1:] if rng.random() < 0.8 else text.lower(), {name: row["labels"].get(name) for name in TEXT}
 
 
-def _contrasts(split: str, copies: int = 4) -> list[TextRow]:
+def misspelt(
+    text: str,
+    rng: random.Random,
+) -> str:
+    """The text as people write who know that somebody filters: figures for letters, letters left out, doubled or set apart in one or two words,
+    now and then two words in one."""
+    words = text.split(" ")
+    long = [i for i, word in enumerate(words) if len(word) > 3]
+    for i in rng.sample(long, min(len(long), rng.choice((1, 2)))):
+        word, at = words[i], rng.randrange(1, len(words[i]) - 1)
+        words[i] = rng.choice((word[:at] + word[at + 1:], word[:at] + word[at] + word[at:], " ".join(word), "-".join(word), ".".join(word),
+                               word.translate(str.maketrans("aeiost", "4310$7")), word[:at] + "*" + word[at + 1:], word.upper()))
+    if rng.random() < 0.2 and len(words) > 1:
+        at = rng.randrange(len(words) - 1)
+        words[at:at + 2] = [words[at] + words[at + 1]]
+    return " ".join(words)
+
+
+def _contrasts(split: str, copies: int = 10) -> list[TextRow]:
+    "Our own rows, those with a slot several times, some of them misspelt."
     rng, rows = random.Random(f"contrast {split}"), []
     for row in own("text") if split in SPLITS else ():
         if part_of(row["text"], 0.15) == split:
-            rows += [_contrast(row, rng) for _ in range(copies if "{" in row["text"] else 2 if split == "train" else 1)]
-    return rows
+            many = (copies if "{" in row["text"] else 4) if split == "train" else 3 if "{" in row["text"] else 1
+            rows += [_contrast(row, rng) for _ in range(many)]
+    return [(misspelt(text, rng) if split == "train" and rng.random() < 0.15 else text, labels) for text, labels in rows]
 
-# %% ../../nbs/course/safety/rows.ipynb #2f24f8b5
+# %% ../../nbs/course/safety/rows.ipynb #808376ed
+@cache
 def _documentation(split: str) -> list[str]:
     "Passages of this Python's documentation; every fifth document is a test document."
     from nlp_portfolio.retrieval.corpus import passages
@@ -374,7 +402,7 @@ def planted(
     before, after = (before if document[:at].strip() and not document[:at].endswith("\n") else ""), (after if document[at:].strip() else "")
     return f"{document[:at]}{before}{attack}{after}{document[at:]}", at + len(before)
 
-# %% ../../nbs/course/safety/rows.ipynb #c8f7372d
+# %% ../../nbs/course/safety/rows.ipynb #bc472d9a
 def _carriers(split: str) -> list[str]:
     "Documents that attacks are planted in: mails, tables, manuals."
     clean = [row["context"] for row in raw("prompt_injection", "indirect_train")
@@ -393,6 +421,7 @@ def _tasks(split: str) -> list[str]:
     return bipia * 4 + mine * 3 + rng.sample(asked, min(len(asked), 250))
 
 
+@cache
 def _indirect(split: str, count: int = 2400) -> list[tuple[str, float]]:
     "Cuts of documents, half of them with a task planted in them; a third of those with the attack cut away again."
     rng, documents, tasks = random.Random(f"indirect {split}"), _carriers(split), _tasks(split)
@@ -409,30 +438,67 @@ def _indirect(split: str, count: int = 2400) -> list[tuple[str, float]]:
     return rows
 
 
+def _dressed(texts: Sequence[str], split: str, copies: int) -> list[str]:
+    "Texts, and copies of them in another case, misspelt, or with a harmless sentence before or behind."
+    rng, found = random.Random(f"dressed {split}"), list(texts)
+    calm = [row["text"] for row in own("benign") if part_of(row["text"], 0.15) == split]
+    for text in texts:
+        changed = (text.lower(), text.upper(), misspelt(text, rng), f"{rng.choice(calm)} {text}", f"{text} {rng.choice(calm)}",
+                   f"{rng.choice(calm)}\n{text}")
+        found += rng.sample(changed, copies - 1)
+    return found
+
+
 def _direct(split: str) -> list[tuple[str, float]]:
     "Messages that attack by themselves. Those that only break a house rule (a song, a dinosaur) need the rule to be seen, and are left out."
     rows = [row for row in raw("prompt_injection", "direct") if row["risk"] == "security-violating"]
     kept = {name: [row["user_input"] for row in rows if row["variant"] in HELD[name]] for name in HELD}
     kept["train"] = [row["user_input"] for row in rows if not any(row["variant"] in names for names in HELD.values())]
     mine = [row["text"] for row in own("attack") if row.get("alone", True) and part_of(row["text"], 0.15) == split]
-    times = 3 if split == "train" else 1
-    return [(text, 1.0) for text in (kept[split] + (mine if split in SPLITS else [])) * times]
+    found = kept[split] + (mine if split in SPLITS else [])
+    return [(text, 1.0) for text in (_dressed(found, split, 3) if split == "train" else found)]
 
-# %% ../../nbs/course/safety/rows.ipynb #f7161e67
+# %% ../../nbs/course/safety/rows.ipynb #71e8feba
 def _peaceful(split: str, most: int) -> list[str]:
     "A share of the harmless texts of every source, manuals cut to pieces."
     rng, found = random.Random(f"peaceful {split}"), []
     for name, texts in harmless(split).items():
         some = rng.sample(texts, min(len(texts), most))
-        found += [cut(text, rng, None, 600) for text in some] if name == "documentation" else some * (2 if name == "own" and split == "train" else 1)
+        if name == "own" and split == "train":
+            some = _dressed(some, split, 5)
+        found += [cut(text, rng, None, 600) for text in some] if name == "documentation" else some
     return found
 
 
-def _sloted(split: str, copies: int = 12) -> list[EntityRow]:
+@cache
+def _slotted(split: str, copies: int = 12) -> list[EntityRow]:
     "Our own sentences, filled."
     fakes = Fakes(42 if split == "train" else 43)
     return [fill(row["text"], fakes) for row in own("entities") for _ in range(copies if split == "train" else 2)
             if part_of(row["text"], 0.12) == split]
+
+
+def _few(rows: Sequence[Any], most: int = 1200) -> list[Any]:
+    "At most so many rows, drawn with a fixed seed."
+    return random.Random(7).sample(list(rows), min(len(rows), most))
+
+
+_DATED = re.compile(r"\b(?:1[89]\d\d|20\d\d)\b|\b(?:Mon|Tues|Wednes|Thurs|Fri|Satur|Sun)day\b"
+                    r"|\b(?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)\w*\b|\b\d+[-/.]\d+[-/.]\d+\b")
+_CAPITAL = re.compile(r"(?<=[^.!?\s] )[A-Z]\w+(?: [A-Z]\w+)*")
+
+
+def _nameless(split: str) -> list[EntityRow]:
+    "Texts in which nobody is named: manuals, where what looks like a date is unknown, and questions, where capitals and numbers are."
+    rng, rows = random.Random(f"nameless {split}"), []
+    for name, texts in harmless(split).items():
+        if name in ("documentation", "banking77", "medquad"):
+            unsure = [_DATED] if name == "documentation" else [_DATED, _CAPITAL]
+            for text in rng.sample(texts, min(len(texts), 400)):
+                text = cut(text, rng, None, 500)
+                rows.append((text, tuple(sorted((Span(*found.span(), UNKNOWN) for one in unsure for found in one.finditer(text)),
+                                                key=lambda span: span.start))))
+    return rows
 
 
 def sources(
@@ -443,14 +509,20 @@ def sources(
     if split not in (*SPLITS, "test"):
         raise ValueError(f"unknown part {split!r}: choose train, dev or test")
     if head == "entities":
-        found = {"presidio_pii": _presidio(split), "own": _sloted(split) if split in SPLITS else []}
+        found = {"presidio_pii": _presidio(split), "own": _slotted(split) if split in SPLITS else [],
+                 "nameless": _nameless(split) if split in SPLITS else []}
     elif head == "toxicity":
         calm = dict.fromkeys(TEXT, 0.0)
         found = {"davidson_hate": _davidson(split), "toxic_spans": _toxic_spans(split), "own": _contrasts(split),
                  "harmless": [(text, dict(calm)) for text in _peaceful(split, 500)]}
+        if split in SPLITS:  # orders, names and addresses are no insults
+            found["other heads"] = [(text, dict(calm)) for text, _ in [*_direct(split), *_indirect(split), *_few(_presidio(split) + _slotted(split))]]
     elif head == "injection":
         found = {"direct": _direct(split), "indirect": _indirect(split) if split in SPLITS else [],
                  "harmless": [(text, 0.0) for text in _peaceful(split, 500)]}
+        if split in SPLITS:  # insults, names and addresses are no orders
+            found["other heads"] = [(text, 0.0) for text, _ in [*_davidson(split), *_toxic_spans(split), *_contrasts(split),
+                                                                *_few(_presidio(split) + _slotted(split))]]
     else:
         raise ValueError(f"unknown head {head!r}: choose entities, toxicity or injection")
     return {name: rows for name, rows in found.items() if rows}
