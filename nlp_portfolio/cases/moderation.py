@@ -185,13 +185,14 @@ def _united(spans: Iterable[Span]) -> list[tuple[int, int, str]]:
             out.append((span.start, span.end, span.category))
     return out
 
-# %% ../../nbs/course/cases/moderation.ipynb #33c9224c
+# %% ../../nbs/course/cases/moderation.ipynb #3c0898be
 def _around(found: Span, holes: Sequence[tuple[int, int]]) -> Span | None:
     "A span that takes in every placeholder it touches; None for one that lies inside them."
     touched = [hole for hole in holes if hole[0] < found.end and found.start < hole[1]]
     if any(start <= found.start and found.end <= end for start, end in touched):
         return None
-    return replace(found, start=min([found.start, *(start for start, _ in touched)]), end=max([found.end, *(end for _, end in touched)]))
+    starts, ends = zip((found.start, found.end), *touched, strict=True)
+    return replace(found, start=min(starts), end=max(ends))
 
 # %% ../../nbs/course/cases/moderation.ipynb #4401cad2
 class Reader(Protocol):
@@ -268,7 +269,7 @@ class _Look:
         scores = [one.scores[label] for one in self.read()]
         return max(scores) if all(0 <= score <= 1 for score in scores) else math.nan
 
-# %% ../../nbs/course/cases/moderation.ipynb #10a8f9ea
+# %% ../../nbs/course/cases/moderation.ipynb #3d017b37
 SECONDS, WARM_UP_S = 5.0, 60.0  # for one look of all detectors
 FAILURES = 3  # on end, and something is wrong with the filter and not with a text
 
@@ -280,10 +281,10 @@ def placeholders(policy: Policy) -> re.Pattern[str]:
 
 def only_redacting(policy: Policy) -> Policy:
     "The policy without block and review: for what is stored and not shown."
-    steps = {one.name: tuple(step for step in one.steps if step.action == "redact") for one in policy.categories}
-    return replace(policy, name=f"{policy.name}, redacting only", categories=tuple(replace(one, steps=steps[one.name]) for one in policy.categories))
+    milder = tuple(replace(one, steps=tuple(step for step in one.steps if step.action == "redact")) for one in policy.categories)
+    return replace(policy, name=f"{policy.name}, redacting only", categories=milder)
 
-# %% ../../nbs/course/cases/moderation.ipynb #5aa7ce72
+# %% ../../nbs/course/cases/moderation.ipynb #b4734b9d
 class Moderator:
     """Decides about texts by a policy. `load()` makes one; a `reader` of your own has the form of `SafetyEncoder`. `seconds` is
     for one look of all detectors; `trouble` says why texts cannot be judged now, empty while all is well."""
@@ -307,7 +308,7 @@ class Moderator:
         "The same by a policy that only redacts: `text` is what may be stored of it, None where a detector failed. Raises TypeError."
         return decided(self, text, self.redacting)
 
-    trouble = property(lambda self: _trouble(self))
+    trouble = property(lambda self: _trouble(self), doc="Why no text can be judged now; empty while all is well.")
 
 # %% ../../nbs/course/cases/moderation.ipynb #b55391dc
 def _trouble(moderator: Moderator) -> str:
