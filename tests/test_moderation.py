@@ -23,6 +23,8 @@ from nlp_portfolio.cases.moderation import (
     ToxicRate,
     Window,
     as_answer,
+    combined,
+    in_time,
     measure_evasion,
     open_desk,
     reviewer_name,
@@ -32,7 +34,7 @@ from nlp_portfolio.cases.moderation import (
 )
 from nlp_portfolio.safety.audit import AuditError
 from nlp_portfolio.safety.evasion import evasions
-from nlp_portfolio.safety.policy import Span, load_policy, redacted
+from nlp_portfolio.safety.policy import Failed, Span, decide, load_policy, redacted
 
 LABELS = ("toxicity", "hate", "threat", "injection")
 TRICKS = "Adaworm @.x [name]\n\u200b\u202e\u202c\u2066аd\u0337ａ\0\ud800\U000e0041\U0001f642"
@@ -256,14 +258,15 @@ def test_a_part_that_hangs_blocks_in_time_and_the_next_text_at_once():
 
     class Slow(Words):
         def read(self, texts):
-            wait.wait(5)
+            wait.wait(9)
             return super().read(texts)
 
-    slow = made(Slow(), seconds=0.2)
+    slow = made(Slow(), seconds=1.0)
     began = time.monotonic()
-    assert action("Hello.", slow) == "block" and time.monotonic() - began < 1.0
+    assert action("Hello.", slow) == "block" and 1 <= time.monotonic() - began < 2
+    time.sleep(0.1)
     began = time.monotonic()
-    assert action("Hello.", slow) == "block" and time.monotonic() - began < 0.15
+    assert action("Hello.", slow) == "block" and time.monotonic() - began < 0.7
     assert slow.trouble == "a detector hangs"
     before = threading.active_count()
     for _ in range(20):
@@ -272,6 +275,27 @@ def test_a_part_that_hangs_blocks_in_time_and_the_next_text_at_once():
     wait.set()
     time.sleep(0.2)
     assert action("Hello.", slow) == "allow" and slow.trouble == ""
+
+
+@pytest.mark.parametrize("scores", [(0.2, float("nan")), (float("nan"), 0.2), (None, 0.2), (0.2, "1"), (0.2, [])], ids=str)
+def test_two_detectors_of_one_category_do_not_hide_a_failure(scores):
+    policy = load_policy()
+    zeros = {one.name: 0.0 for one in policy.categories}
+    answers = {one.detector: (zeros, []) for one in policy.categories}
+    assert decide(*combined(answers, policy), policy).action == "allow"
+    assert combined({"a": ({"hate": 0.2}, [])}, policy)[0]["hate"] == Failed("there is no detector text")
+    assert combined(answers | {"a": ({"hate": 0.2}, []), "b": ({"hate": 0.3}, [])}, policy)[0]["hate"] == 0.3
+    one, two = scores
+    broken = answers | {"a": ({"hate": one}, []), "b": ({"hate": two}, [])}
+    assert decide(*combined(broken, policy), policy).action == "block"
+
+
+def test_work_is_waited_for_and_no_longer():
+    assert in_time(lambda: 5, 1) == 5
+    with pytest.raises(TimeoutError):
+        in_time(lambda: time.sleep(1), 0.05)
+    with pytest.raises(OSError, match="secret"):
+        in_time(raising, 1)
 
 
 def test_alone_means_one_at_a_time():
@@ -300,7 +324,7 @@ def test_a_model_that_cannot_load_blocks(monkeypatch, tmp_path):
 
 
 def test_a_long_text_has_an_answer():
-    assert action("a" * MAX_CHARS) == "allow"
+    assert action("a " * (MAX_CHARS // 2)) == "allow"
     began = time.monotonic()
     found = FILTER.moderate("\u202ea" * 5_000_000)
     assert (found.decision.action, found.text, found.spans) == ("block", None, ()) and time.monotonic() - began < 1
