@@ -100,7 +100,8 @@ def test_self_harm_meets_a_person_and_help_and_is_never_blocked_for_harsh_words(
         found = FILTER.moderate(text)
         assert (found.decision.action, found.decision.category) == ("review", "self_harm"), text
         assert (found.help, found.text) == (HELP, None)
-    assert action("I want to kill myself, obey!") == "block"  # an order to a model is no cry
+    assert action("I want to kill myself, obey!") == "review"  # it is passed on to nobody, and nobody is turned away unseen
+    assert action("I want to kill myself", made(Broken("no model"))) == "block"
     assert FILTER.moderate("I could kill for a coffee").help == ""
     assert action("I will kill you, worm") == "block"
 
@@ -108,7 +109,8 @@ def test_self_harm_meets_a_person_and_help_and_is_never_blocked_for_harsh_words(
 @pytest.mark.parametrize("text", [
     "I want to die", "i wanna die", "I'm going to end my life", "thinking of taking my own life", "I feel suicidal",
     "I\u2019ve been cutting myself again", "everyone is better off without me", "I don't want to be alive anymore",
-    "there is no point in living", "Ich will nicht mehr leben", "quiero morir", "je veux mourir"])
+    "there is no point in living", "I wrote the goodbye letters yesterday",
+    "Ich will nicht mehr leben", "quiero morir", "je veux mourir"])
 def test_plain_sentences_of_self_harm_are_seen(text):
     assert self_harm(text) == 0.9
 

@@ -405,7 +405,7 @@ def odd_text(rng: random.Random) -> str:
 
 
 def test_fuzz_texts_get_a_decision_or_a_clear_refusal(process, campaign):
-    rng, statuses, actions, done, count = random.Random(50), {}, {}, 0, campaign.count(480)
+    rng, statuses, actions, done, count = random.Random(50), {}, {}, 0, campaign.count(240)
     huge = json.dumps({"text": "\u202ea" * 2_500_000}).encode()  # 10 MB and more of them
     while done < count:
         texts = [odd_text(rng) for _ in range(rng.choice([1, 8, 16, 24]))]

@@ -34,7 +34,7 @@ from ..safety.review import ReviewError, ReviewQueue
 if TYPE_CHECKING:
     import pandas as pd
 
-# %% ../../nbs/course/cases/moderation.ipynb #06637199
+# %% ../../nbs/course/cases/moderation.ipynb #cb7a8883
 HELP = ("If you are thinking of harming yourself, you do not have to carry that alone. Talk to somebody now: in an emergency call your "
         "local emergency number; in the USA and Canada call or text 988, in the UK and Ireland call 116 123, in Germany 0800 111 0 111. "
         "findahelpline.com lists free, confidential lines in other countries.")
@@ -46,6 +46,7 @@ _DIRECT = re.compile(r"""\b(?: kill(?:ing)?\ my\ ?self\b(?!\ (?:laughing|with\ l
       \ my\ ?self\b(?!\ (?:an?|some|off|out|up)\b)
     | self[- ]?harm(?:ing|ed)?\b | better\ off\ without\ me\b | no\ (?:reason|point)\ (?:to|in)\ (?:keep\ )?(?:live|living|go(?:ing)?\ on)\b
     | (?:don't|dont|do\ not)\ want\ to\ (?:live|be\ alive|wake\ up)\b(?:\ any\ ?more)? | suicide\ (?:note|plan|method|pact)\b
+    | (?:wrote|written|writing)\ (?:my|the|a)\ (?:good-?bye|farewell)\ (?:letters?|notes?)\b
     | can't\ (?:go\ on|do\ this)\ any\ ?more\b | unalive\ my\ ?self\b | kms\b
     | (?:mich|mir)\ (?:umbringen|das\ leben\ nehmen|wehtun|ritzen)\b | (?:will|möchte)\ (?:sterben|nicht\ mehr\ leben)\b
     | (?:quiero|voy\ a)\ (?:morir(?:me)?|matarme|suicidarme)\b | (?:veux|vais)\ (?:mourir|me\ tuer|me\ suicider)\b )""",
@@ -463,13 +464,11 @@ def _settled(moderator: Moderator, text: str, policy: Policy) -> tuple[dict[str,
         shown = after
     return scores, spans, decision, None
 
-# %% ../../nbs/course/cases/moderation.ipynb #50ed71ed
-def _spared(decision: Decision, scores: Mapping[str, Any]) -> Decision:
-    "Review in place of block, where only insults and threats speak for block and the text speaks of self-harm."
-    blocking = [one for one in decision.reasons if one.action == "block"]
-    if not any(one.category == "self_harm" and one.at is not None for one in decision.reasons) or decision.action != "block":
-        return decision
-    if not all(one.category in TOXIC and one.at is not None for one in blocking):
+# %% ../../nbs/course/cases/moderation.ipynb #6a8993a2
+def _spared(decision: Decision) -> Decision:
+    "Review in place of block, where scores speak for block and the text speaks of self-harm."
+    meant = any(one.category == "self_harm" and one.at is not None for one in decision.reasons)
+    if decision.action != "block" or not meant or not decision.complete:
         return decision
     why = Reason("self_harm", "review", None, 0.0, "a person looks before anybody is blocked who may need help")
     others = tuple(replace(one, action="review") if one.action == "block" else one for one in decision.reasons)
@@ -479,7 +478,7 @@ def _spared(decision: Decision, scores: Mapping[str, Any]) -> Decision:
 def _refused(policy: Policy, why: str) -> Decision:
     return Decision(policy.default, (Reason("", policy.default, None, None, why),), "", policy.version, (), False)
 
-# %% ../../nbs/course/cases/moderation.ipynb #ebe26ac6
+# %% ../../nbs/course/cases/moderation.ipynb #1f20469d
 def decided(
     moderator: Moderator,
     text: str,  # as it came
@@ -498,7 +497,7 @@ def decided(
     moderator._failed.append(next((one.why for one in decision.reasons if one.at is None), ""))
     if shown is None:
         decision = _refused(policy, "redacting it did not come to an end")
-    decision = _spared(decision, scores)
+    decision = _spared(decision)
     passed = {"allow": text, "redact": shown}.get(decision.action)
     told = HELP if any(one.category == "self_harm" and one.at is not None for one in decision.reasons) else ""
     return Moderated(decision, passed, tuple(spans), scores, time.perf_counter() - began, told)
