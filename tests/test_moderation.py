@@ -96,7 +96,7 @@ def test_the_characters_of_the_original_go_the_unseen_ones_too():
 
 
 def test_self_harm_meets_a_person_and_help_and_is_never_blocked_for_harsh_words():
-    for text in ("I want to kill myself", "i'm a worm, I want to kill myself", "1 w4nt t0 kill myself"):
+    for text in ("I want to kill myself", "i'm a worm, I want to kill myself", "1 w4nt t0 d1e"):
         found = FILTER.moderate(text)
         assert (found.decision.action, found.decision.category) == ("review", "self_harm"), text
         assert (found.help, found.text) == (HELP, None)
@@ -328,6 +328,7 @@ def test_a_model_that_cannot_load_blocks(monkeypatch, tmp_path):
 def test_a_long_text_has_an_answer():
     assert action("a " * (MAX_CHARS // 2)) == "allow"
     began = time.monotonic()
+    assert action("a " * (MAX_CHARS // 2) + "a") == "block"
     found = FILTER.moderate("\u202ea" * 5_000_000)
     assert (found.decision.action, found.text, found.spans) == ("block", None, ()) and time.monotonic() - began < 1
     assert found.reasons == ("filter: block, 10,000,000 characters are more than the 10,000 that are read",)
