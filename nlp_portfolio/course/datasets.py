@@ -174,8 +174,8 @@ def _dataset(rows: list[dict[str, Any]], name: str, split: str, source: str, ver
     kinds = {column: kind.rstrip("?") for column, kind in columns_of(name, split).items()}
     listed = {"strings": [Value("string")], "string_lists": [[Value("string")]], "int_lists": [[Value("int64")]]}
     listed["spans"] = [{"start": Value("int64"), "end": Value("int64"), "label": Value("string"), "text": Value("string")}]
-    listed |= _inferred(rows, kinds, f"{name} {split}")
-    features = Features({column: listed.get(column) or listed.get(kind) or Value(kind) for column, kind in kinds.items()})
+    free = _inferred(rows, kinds, f"{name} {split}")
+    features = Features({column: free.get(column) or listed.get(kind) or Value(kind) for column, kind in kinds.items()})
     data = Dataset.from_list(rows, features=features)
     return _stamp(data, Provenance(name, split, source, len(rows), version))
 
