@@ -177,10 +177,10 @@ def tables(at: Desk) -> tuple[pd.DataFrame, pd.DataFrame, str]:
     "The queue, the last records of the audit log, and whether the log is whole."
     queue = [(one.id, one.category, one.excerpt, one.reviewer, one.outcome or "waits") for one in at.queue.items()]
     rows = [(row.seq, row.kind, what.get("action") or what.get("outcome"), what.get("category"), row.code[:12])
-            for row in at.log.records() for what in [json.loads(row.payload)]]
+            for row in at.log.records() if (what := row.data)]
     return (pd.DataFrame(queue, columns=["item", "category", "excerpt", "reviewer", "outcome"]),
             pd.DataFrame(rows[::-1][:12], columns=["record", "kind", "what", "category", "code"]),
-            f"Audit log: {at.log.verify().why}.")
+            f"Audit log: {at.log.verify().reason}.")
 
 
 def look(request: gr.Request) -> tuple:
