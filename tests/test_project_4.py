@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 from conftest import ROOT
-
 from nlp_portfolio.cases.moderation import Moderator
 from nlp_portfolio.safety.evasion import plain
+
 from nlp_portfolio.safety.policy import ACTIONS, load_policy
 
 PROJECT = ROOT / "projects" / "4_safety_filter"
@@ -105,7 +105,7 @@ def test_guide_and_policy_name_the_same_categories_actions_and_thresholds() -> N
 
 def test_each_category_with_an_action_is_defined_with_examples_and_with_the_actions_of_the_policy() -> None:
     sections = dict(re.findall(r"^## (\w+)\n(.*?)(?=^## )", GUIDE, re.M | re.S))
-    defined = {cells[0] for cells in re.findall(r"^\| (\w+) \| [^|]+ \| [^|]+ \| [^|]+ \| [^|]+ \|$", GUIDE, re.M) for cells in [[cells]]}
+    defined = set(re.findall(r"^\| (\w+) \| [^|]+ \| [^|]+ \| [^|]+ \| [^|]+ \|$", GUIDE, re.M))
     for one in load_policy().categories:
         actions = [step.action for step in one.steps]
         if actions == ["redact"]:
@@ -191,10 +191,12 @@ def test_the_card_names_the_known_failures() -> None:
 
 
 def test_the_reports_are_there() -> None:
-    assert {file.name for file in (PROJECT / "reports").iterdir()} >= {"metrics.json", "errors.csv", "buckets.md", "confusion.png"}
+    there = {file.name for file in (PROJECT / "reports").iterdir()}
+    assert there >= {"metrics.json", "errors.csv", "buckets.md", "confusion.png"}
 
 
 def test_examples_of_the_demo_are_many_and_none_chose_anything() -> None:
     tree = ast.parse((PROJECT / "app.py").read_text(encoding="utf-8"))
-    shown = ast.literal_eval(next(node for node in tree.body if isinstance(node, ast.Assign) and node.targets[0].id == "EXAMPLES").value)
+    found = next(node for node in tree.body if isinstance(node, ast.Assign) and node.targets[0].id == "EXAMPLES")
+    shown = ast.literal_eval(found.value)
     assert len(shown) >= 6 and not {row["text"] for row in CASES if row["split"] == "test"} & set(shown)

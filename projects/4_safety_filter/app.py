@@ -4,29 +4,20 @@ import argparse
 import json
 import os
 import tempfile
+import time
 from functools import cache
 from html import escape
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
 import pandas as pd
-from nlp_portfolio.cases.moderation import Moderated, Moderator
+from nlp_portfolio.cases.moderation import MAX_CHARS, Desk, Moderator, open_desk, reviewer_name
 
-from nlp_portfolio.safety.audit import AuditError, AuditLog, create_keys, recorded
-from nlp_portfolio.safety.policy import (
-    Case,
-    PolicyError,
-    Reason,
-    curated,
-    decide,
-    diff,
-    edits,
-    load_policy,
-    parse_policy,
-    redacted,
-)
-from nlp_portfolio.safety.review import OUTCOMES, Item, ReviewError, ReviewQueue
+from nlp_portfolio.safety.audit import AuditError
+from nlp_portfolio.safety.policy import Case, PolicyError, curated, decide, diff, edits, load_policy, parse_policy
+from nlp_portfolio.safety.review import OUTCOMES, Item, ReviewError
 
 EXAMPLES = [
     "Refund please to DE89 3704 0044 0532 0130 00, and call Hanneke Blom on +44 20 7946 0018 when it is done.",
@@ -44,8 +35,6 @@ SIGNS = {"allow": ("Allowed", "#2e7d4f", "It goes on as it is."),
          "block": ("Blocked", "#b3261e", "It is neither stored nor shown.")}
 SAYS = {"toxicity": "an insult or abuse", "hate": "an attack on people for what they are", "threat": "a threat",
         "self_harm": "somebody who may want to hurt himself", "injection": "orders to a model that reads the text"}
-HELP = ("**If this is about you:** you do not have to be alone with it. Talk to somebody now: "
-        "findahelpline.com lists free lines for every country; in an emergency call your local number.")
 COLOURS = ["#e07a5f", "#3d85c6", "#81b29a", "#b58900", "#9d6fb0", "#c0687b", "#4a9d9c", "#7a8b3b", "#5c6bc0", "#8d6e63"]
 STYLE = """<style>
 .verdict { border-left: 6px solid; padding: 6px 14px; margin-bottom: 8px }
@@ -70,72 +59,57 @@ def known() -> list[Case]:
     return [Case(id, text, one.scores, one.spans, wanted) for (id, text, wanted), one in zip(texts, found, strict=True)]
 
 
-class Desk:
-    "A visitor's audit log and review queue, in a folder that goes with the visit."
-
-    def __init__(self) -> None:
-        self.folder = tempfile.TemporaryDirectory(prefix="safety_filter_", ignore_cleanup_errors=True)
-        place = Path(self.folder.name)
-        self.log = AuditLog(place / "audit.sqlite", create_keys(place / "audit.keys"), create=True)
-        self.queue = ReviewQueue(place / "review.sqlite", self.log)
-
-
-DESKS: dict[str, Desk] = {}
+DESKS: dict[str, tuple[tempfile.TemporaryDirectory, Desk]] = {}  # by session
 
 
 def desk(request: gr.Request) -> Desk:
+    "A visitor's audit log and review queue, in a folder that goes with the visit."
     if request.session_hash not in DESKS:
-        DESKS[request.session_hash] = Desk()
-    return DESKS[request.session_hash]
+        folder = tempfile.TemporaryDirectory(prefix="safety_filter_", ignore_cleanup_errors=True)
+        DESKS[request.session_hash] = folder, open_desk(Moderator(moderator().reader), folder.name)
+    return DESKS[request.session_hash][1]
 
 
 def leave(request: gr.Request) -> None:
     "A visitor who closes the page leaves nothing behind."
     if gone := DESKS.pop(request.session_hash, None):
-        gone.folder.cleanup()
+        gone[0].cleanup()
 
 
-def in_words(reason: Reason) -> str:
+def in_words(reason: dict[str, Any]) -> str:
     "A reason as one says it to the person who wrote the text."
-    what = SAYS.get(reason.category, f"personal data: {reason.category.replace('_', ' ')}")
-    if reason.at is None:
-        return f"- **{reason.action}**, because nobody could judge it: {escape(reason.why)}"
-    return f"- **{reason.action}**, because it looks like {what}" + (
-        f" (score {reason.score:.2f}; {reason.action} from {reason.at:g} on)" if reason.category in SAYS else "")
+    what = SAYS.get(reason["category"], f"personal data: {reason['category'].replace('_', ' ')}")
+    if not reason["at"]:
+        return f"- **{reason['action']}**: {escape(reason['why'])}"
+    return f"- **{reason['action']}**, because it looks like {what}" + (
+        f" (score {reason['score']:.2f}; {reason['action']} from {reason['at']:g} on)" if reason["category"] in SAYS else "")
 
 
-def pieces(text: str, spans: tuple) -> list[tuple[str, str | None]]:
+def pieces(text: str, spans: list[dict[str, Any]]) -> list[tuple[str, str | None]]:
     "The text in parts, the marked ones with their category."
     out, end = [], 0
-    for span in sorted(spans, key=lambda one: (one.start, -one.end)):
-        if span.start >= end:
-            out += [(text[end:span.start], None), (text[span.start:span.end], span.category)]
-        end = max(end, span.end)
+    for span in sorted(spans, key=lambda one: (one["start"], -one["end"])):
+        start = max(end, span["start"])
+        if start < span["end"]:
+            out += [(text[end:start], None), (text[start:span["end"]], span["category"].replace("_", " "))]
+        end = max(end, span["end"])
     return [part for part in [*out, (text[end:], None)] if part[0]]
 
 
-def took(found: Moderated) -> str:
-    "Milliseconds, all in all and by stage."
-    stages = ", ".join(f"{name} {1000 * value:.0f}" for name, value in found.seconds.items())
-    return f"{1000 * sum(found.seconds.values()):.0f} ms on this machine ({stages})"
-
-
-def moderate(text: str, policy: str, request: gr.Request) -> tuple:
+def moderate(text: str, request: gr.Request) -> tuple:
     "Verdict, marked text, why, what goes on, and scores of one text; it is recorded, and queued when a person must look."
-    found = moderator().moderate(text)
-    decision, at = decide(found.scores, found.spans, parse_policy(policy)), desk(request)
-    decision, number = recorded(at.log, decision, text, found.scores)
-    if decision.action == "review":
-        at.queue.add(text, decision, number)
-    name, colour, then = SIGNS[decision.action]
-    verdict = f'<div class="verdict" style="border-color: {colour}"><b>{name}</b><br>{then}<br><small>{took(found)}</small></div>'
-    why = "\n".join(in_words(one) for one in decision.reasons) or "- nothing in it reaches a threshold"
-    left = sorted({one.category for one in found.spans} - {one.category for one in decision.spans})
+    start = time.perf_counter()
+    said = desk(request).handle(text)
+    ms = 1000 * (time.perf_counter() - start)
+    name, colour, then = SIGNS[said["action"]]
+    verdict = (f'<div class="verdict" style="border-color: {colour}"><b style="color: {colour}">{name}</b><br>{then}<br>'
+               f"<small>{ms:.0f} ms on this machine, with the record in the audit log (no. {said['record']})</small></div>")
+    why = "\n".join(map(in_words, said["reasons"])) or "- nothing in it reaches a threshold"
+    left = sorted({one["category"] for one in said["spans"]} - {one["category"] for one in said["redact"]})
     why += f"\n- found, and left in the text: {', '.join(left).replace('_', ' ')}" if left else ""
-    why += f"\n\n{HELP}" if any(one.category == "self_harm" for one in decision.reasons) else ""
-    goes = redacted(text, decision.spans) if decision.action in ("allow", "redact") else ""
-    scores = {name.replace("_", " "): found.scores[name] for name in SAYS if isinstance(found.scores.get(name), float)}
-    return verdict, pieces(text, decision.spans), why, goes, scores
+    why += f"\n\n> {said['help']}" if said["help"] else ""
+    scores = {name.replace("_", " "): said["scores"][name] for name in SAYS if said["scores"].get(name) is not None}
+    return verdict, pieces(text, said["redact"]), why, said["text"] or "", scores
 
 
 def effect(text: str) -> tuple[str, pd.DataFrame]:
@@ -156,14 +130,13 @@ def effect(text: str) -> tuple[str, pd.DataFrame]:
             pd.DataFrame(rows, columns=columns))
 
 
-def use(text: str) -> str:
-    "The policy for the other tabs of this visit. Raises gr.Error for what is no policy."
+def use(text: str, request: gr.Request) -> None:
+    "Decide by this policy from now on, for this visitor. Raises gr.Error for what is no policy."
     try:
-        policy = parse_policy(text)
+        desk(request).moderator = Moderator(moderator().reader, parse_policy(text))
     except PolicyError as err:
         raise gr.Error(escape(err.messages[0]), title="This is no policy yet") from None
-    gr.Info(f"Texts are now decided by version {policy.version}, on this page only.")
-    return text
+    gr.Info(f"Texts are now decided by version {desk(request).moderator.policy.version}, on this page only.")
 
 
 def shown(item: Item | None) -> str:
@@ -191,8 +164,8 @@ def look(request: gr.Request) -> tuple:
 def claim(reviewer: str, request: gr.Request) -> tuple:
     "The next item for this reviewer."
     try:
-        item = desk(request).queue.claim(reviewer.strip())
-    except ReviewError as err:
+        item = desk(request).queue.claim(reviewer_name(reviewer))
+    except (ReviewError, AuditError, ValueError) as err:
         raise gr.Error(str(err)) from None
     return item and item.id, shown(item), *tables(desk(request))
 
@@ -202,17 +175,17 @@ def settle(item: int | None, reviewer: str, outcome: str, request: gr.Request) -
     if item is None:
         raise gr.Error("Claim an item first.")
     try:
-        number = desk(request).queue.decide(item, reviewer.strip(), outcome)
+        number = desk(request).queue.decide(item, reviewer, outcome)
     except (ReviewError, AuditError) as err:
         raise gr.Error(str(err)) from None
     return None, f"### Item {item}: {outcome}\nRecord {number} of the log says so.", *tables(desk(request))
 
 
 def start(request: gr.Request) -> tuple:
-    "What a visitor finds: the first example decided, and two texts in review."
+    "What a visitor finds: the first example decided, and two texts that wait for a person."
     for text in EXAMPLES[3], EXAMPLES[5]:
-        moderate(text, shipped(), request)
-    return EXAMPLES[0], *moderate(EXAMPLES[0], shipped(), request), *tables(desk(request))
+        moderate(text, request)
+    return EXAMPLES[0], *moderate(EXAMPLES[0], request), *tables(desk(request))
 
 
 def shipped() -> str:
@@ -224,16 +197,16 @@ def page() -> gr.Blocks:
     "The page: one text, the policy, the review desk."
     policy, colours = load_policy(), {}
     for number, one in enumerate(one for one in policy.categories if any(step.action == "redact" for step in one.steps)):
-        colours[one.name] = COLOURS[number % len(COLOURS)]
+        colours[one.name.replace("_", " ")] = COLOURS[number % len(COLOURS)]
     with gr.Blocks(title="Safety filter", analytics_enabled=False) as blocks:
         gr.HTML(STYLE, padding=False)
         gr.Markdown("# May this be shown, stored, sent to a model?\nRules and one small encoder mark personal data and score "
                     "insults, hatred, threats and orders to a model; a policy that you can read decides. It runs on your "
                     "processor, and nothing leaves this machine. Some examples are unpleasant.")
-        current, item = gr.State(shipped()), gr.State(None)
+        item = gr.State(None)
         with gr.Tab("Moderate"), gr.Row():
             with gr.Column():
-                text = gr.Textbox(label="Text", lines=4, placeholder="Write a comment, a ticket, a message …", max_length=10_000)
+                text = gr.Textbox(label="Text", lines=4, placeholder="Write a comment, a ticket, a message …", max_length=MAX_CHARS)
                 go = gr.Button("Moderate it", variant="primary")
                 gr.Examples(EXAMPLES, text)
             with gr.Column():
@@ -261,9 +234,9 @@ def page() -> gr.Blocks:
                 queue = gr.Dataframe(label="The queue", wrap=True, column_widths=["10%", "17%", "43%", "16%", "14%"])
                 log, whole = gr.Dataframe(label="The audit log, last records first", wrap=True), gr.Markdown()
         outputs, desk_out = [verdict, marked, why, goes, scores], [queue, log, whole]
-        gr.on([go.click, text.submit], moderate, [text, current], outputs)
+        gr.on([go.click, text.submit], moderate, text, outputs)
         show.click(effect, edited, [said, changed])
-        take.click(use, edited, current)
+        take.click(use, edited)
         tab.select(look, None, desk_out)
         following.click(claim, reviewer, [item, claimed, *desk_out])
         decided.click(settle, [item, reviewer, outcome], [item, claimed, *desk_out])
