@@ -206,7 +206,7 @@ def page() -> gr.Blocks:
         item = gr.State(None)
         with gr.Tab("Moderate"), gr.Row():
             with gr.Column():
-                text = gr.Textbox(label="Text", lines=4, placeholder="Write a comment, a ticket, a message …", max_length=MAX_CHARS)
+                text = gr.Textbox(label="Text", lines=4, placeholder="A comment, a ticket, a message …", max_length=MAX_CHARS)
                 go = gr.Button("Moderate it", variant="primary")
                 gr.Examples(EXAMPLES, text)
             with gr.Column():
