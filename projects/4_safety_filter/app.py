@@ -59,7 +59,7 @@ STYLE = """<style>
 .track { border: 1px solid var(--border-color-primary) }
 .track span { position: absolute; left: 0; top: 0; bottom: 0; border-radius: 6px }
 .track i { position: absolute; top: -4px; bottom: -4px; width: 2px }
-.scroll { max-height: 32em; overflow-y: auto } .rows { width: 100%; border-collapse: collapse; font-size: .92em }
+.scroll { max-height: 32em; overflow-y: auto } .rows { width: 100%; border: 0 !important; font-size: .92em }
 .rows td, .rows th { border: 0 !important; padding: 6px 10px 6px 0 !important; text-align: left; vertical-align: top }
 .rows tr { border-bottom: 1px solid var(--border-color-primary) !important } .rows .short { white-space: nowrap }
 </style>"""
@@ -268,11 +268,12 @@ def page() -> gr.Blocks:
             with gr.Column():
                 verdict = gr.HTML()
         with gr.Tab("Policy"), gr.Row():
-            with gr.Column():
-                edited = gr.Code(shipped(), language="yaml", label="The policy: change a threshold", lines=24, max_lines=30, wrap_lines=True)
+            with gr.Column(scale=4):
+                edited = gr.Code(shipped(), language="yaml", label="The policy: change a threshold", lines=24, max_lines=30,
+                                 wrap_lines=True)
                 with gr.Row():
                     show, take = gr.Button("Show the effect", variant="primary"), gr.Button("Use it on this page")
-            with gr.Column():
+            with gr.Column(scale=5):
                 said = gr.HTML("Which of the curated texts would be decided otherwise? Change a threshold, and look.")
         with gr.Tab("Review") as tab, gr.Row():
             with gr.Column():
