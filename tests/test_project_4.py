@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 from conftest import ROOT
+
 from nlp_portfolio.cases.moderation import Moderator
 from nlp_portfolio.safety.evasion import plain
-
 from nlp_portfolio.safety.policy import ACTIONS, load_policy
 
 PROJECT = ROOT / "projects" / "4_safety_filter"

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
-from nlp_portfolio.cases.moderation import MAX_CHARS, Desk, Moderator, open_desk, reviewer_name
 
+from nlp_portfolio.cases.moderation import MAX_CHARS, Desk, Moderator, open_desk, reviewer_name
 from nlp_portfolio.safety.audit import AuditError
 from nlp_portfolio.safety.policy import (
     Case,
