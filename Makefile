@@ -32,6 +32,7 @@ demo: .venv/ready
 
 bench: .venv/ready
 	@.venv/bin/python benchmarks/serving.py $(ARGS)
+	@.venv/bin/python benchmarks/moderation.py
 	@.venv/bin/python benchmarks/retrieval.py
 
 N ?= 100000
