@@ -122,7 +122,7 @@ _TITLES = "Mr. Mrs. Ms. Dr. Prof. Mr Mrs Ms Dr Miss Sir Madam Rev.".split()
 _ENDS = " Inc| Ltd| GmbH| LLC| & Sons| Group| Bank| Partners| Holdings| Foundation| Institute| Systems| Logistics| Foods| plc| AG| Media| Labs||||".split("|")
 _NUMBERS = ("#####", "#######", "##########", "##-#####", "#/####", "####-####", "#.##", "##", "###", "A-####", "INV-####-##", "#### ####")
 
-# %% ../../nbs/course/safety/rows.ipynb #c24f83ce
+# %% ../../nbs/course/safety/rows.ipynb #f307a402
 class Fakes:
     "Values for slots, invented with a seed. Raises ModuleNotFoundError where `faker` is not installed."
 
@@ -140,9 +140,11 @@ class Fakes:
         return _MAKERS[slot](self, self.rng.choice(self.fakers))
 
     def pick(self, *options: str) -> str:
+        "One of these texts."
         return self.rng.choice(options)
 
     def digits(self, form: str) -> str:
+        "The form with a figure for each #."
         return "".join(str(self.rng.randint(0, 9)) if sign == "#" else sign for sign in form)
 
 # %% ../../nbs/course/safety/rows.ipynb #d53d0ade
