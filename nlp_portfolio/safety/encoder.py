@@ -716,7 +716,7 @@ def _entity_threshold(reader: SafetyEncoder, most: int) -> tuple[float, dict[str
     best = max(scores, key=lambda at: (round(scores[at]["f"], 4), -abs(at - 0.5)))
     return best, scores[best]
 
-# %% ../../nbs/course/safety/encoder.ipynb #14534f4a
+# %% ../../nbs/course/safety/encoder.ipynb #d6e8a8a7
 def development(
     reader: SafetyEncoder,
     most: int = 700,  # rows of a source
@@ -727,7 +727,7 @@ def development(
     for label in reader.labels:
         parts = _labelled(reader, "injection" if label in INJECTION else "toxicity", label, most)
         p, wanted = (np.concatenate(column) for column in zip(*parts.values(), strict=True))
-        thresholds[label] = lowest_quiet(p[~wanted]) if label in INJECTION else best_f1(p, wanted)
+        thresholds[label] = lowest_quiet(parts["harmless"][0]) if label in INJECTION else best_f1(p, wanted)
         report[label] = {name: {kind: round(float((p[which] >= thresholds[label]).mean()), 4)
                                 for kind, which in (("found", wanted), ("false alarms", ~wanted)) if which.any()}
                          for name, (p, wanted) in parts.items()}
