@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['FAMILIES', 'PIECE', 'OVERLAP', 'MOST', 'WAYS', 'Attack', 'attack_suite', 'look_alikes', 'disguises', 'suspicion',
-           'Reader', 'Detector', 'threshold_for', 'rewordings', 'Marked', 'delimit', 'leaked', 'Finding',
+           'Reader', 'Detector', 'threshold_for', 'rewordings', 'Marked', 'delimit', 'leaked', 'Finding', 'addresses',
            'check_output', 'Tool', 'Refused', 'Session', 'shelf']
 
-# %% ../../nbs/10_safety/49_injection.ipynb #7791a6b5
+# %% ../../nbs/10_safety/49_injection.ipynb #b34c6053
 import base64
 import json
 import re
@@ -25,7 +25,7 @@ import numpy as np
 
 from ..course.datasets import as_text
 from ..llm.citations import links
-from ..llm.generators import _decoded, orders
+from ..llm.generators import REFUSAL, _decoded, orders
 
 # %% ../../nbs/10_safety/49_injection.ipynb #2d9cf848
 FAMILIES = ("direct", "indirect", "encoding", "role play", "exfiltration", "multilingual")
@@ -240,7 +240,7 @@ def leaked(
     code = base64.b64encode(raw).decode().rstrip("=")[: max(4, len(raw) * 4 // 3 - 1)]
     return any(form in said for form in (key, key[::-1], rot, _bare(raw.hex()))) or code in answer
 
-# %% ../../nbs/10_safety/49_injection.ipynb #15ee89c8
+# %% ../../nbs/10_safety/49_injection.ipynb #4479735b
 @dataclass(frozen=True)
 class Finding:
     "What is wrong with an answer. `what` names it and never repeats a secret."
@@ -249,9 +249,31 @@ class Finding:
     what: str
 
 
+_BARE = re.compile(r"(?<![\w.+-])(?:[\w.+-]{1,64}@(?:[\w-]{1,63}\.){1,5}\w{2,20}|(?:[\w-]{1,63}\.){1,5}"
+                   r"(?:example|test|shop|store|page|club|live|pro|tech)\b(?:/[^\s<>\"'`\])]*)?)")
+
+
+def _cut(text: str, size: int = 600) -> str:
+    "The same text; what has no gap for longer than `size` stands there in pieces that overlap by half, so that no search gets slow."
+    def pieces(run: re.Match[str]) -> str:
+        return " ".join(run[0][at : at + size] for at in range(0, len(run[0]), size // 2))
+
+    return re.sub(rf"\S{{{size},}}", pieces, text)
+
+
+def addresses(
+    text: str,  # of an answer or a passage
+) -> set[str]:  # lower case
+    "Its links, its mail addresses, and hosts that stand there without https."
+    text = _cut(as_text(text))
+    found = links(text)
+    bare = {one.rstrip(".,;:!?") for one in _BARE.findall(text.casefold())}
+    return found | {one for one in bare if not any(one in link for link in found)}
+
+# %% ../../nbs/10_safety/49_injection.ipynb #5ff2d9ca
 def _strange_links(answer: str, trusted: Sequence[str], hosts: Sequence[str]) -> list[str]:
-    "Links that no trusted text has, unless they lead to an allowed host and carry nothing there."
-    known = {link for text in trusted for link in links(text)}
+    "Addresses that no trusted text has, unless they lead to an allowed host and carry nothing there."
+    known = {link for text in trusted for link in addresses(text)}
     free = {host.casefold() for host in hosts}
 
     def fine(link: str) -> bool:
@@ -261,9 +283,9 @@ def _strange_links(answer: str, trusted: Sequence[str], hosts: Sequence[str]) ->
         except ValueError:
             return False
 
-    return sorted(link for link in links(answer) - known if not fine(link))
+    return sorted(link for link in addresses(answer) - known if not fine(link))
 
-# %% ../../nbs/10_safety/49_injection.ipynb #5fdf4f00
+# %% ../../nbs/10_safety/49_injection.ipynb #f7dc9c76
 def _repeats(answer: str, system: str, run: int = 8) -> bool:
     "Whether an answer repeats `run` words of the system text in a row."
     said, own = (re.findall(r"\w+", text.casefold()) for text in (answer, system))
@@ -283,7 +305,7 @@ def check_output(
     found += [Finding("secret", f"number {i}") for i, one in enumerate(secret, 1) if leaked(answer, one)]
     found += [Finding("secret", name) for name, form in _KEYS.items() if re.search(form, answer)]
     found += [Finding("rules", "eight words in a row")] if _repeats(answer, system) else []
-    return found + ([Finding("order", "the answer gives orders")] if suspicion(answer) else [])
+    return found + ([Finding("order", "the answer gives orders")] if suspicion(answer.replace(REFUSAL, " ")) else [])
 
 # %% ../../nbs/10_safety/49_injection.ipynb #1ccd81a8
 @dataclass(frozen=True)
