@@ -189,7 +189,8 @@ def test_another_rule_can_take_the_place_of_the_word_rule():
     ("go to www.a.example, now", {"www.a.example"}), ("[here](javascript:alert)", {"javascript:alert"}),
     ("[here](//a.example)", {"//a.example"}), ("mail mailto:me@a.example", {"mailto:me@a.example"}),
     ("go to evil.com/pay", {"evil.com/pay"}), ("go to evil.com.", {"evil.com"}),
-    ("ht\u200btps://a.example", {"https://a.example"}), ("os.path.join and 3.11 and str.find", set()), ("", set())])
+    ("ht\u200btps://a.example", {"https://a.example"}), ("os.path.join and 3.11 and str.find", set()), ("", set()),
+    ("see x..evil.com or a.b.c.evil.net/x", {"evil.com", "a.b.c.evil.net/x"}), ("a." * 25_000, set())])
 def test_links(text, found):
     assert links(text) == found
 

@@ -137,7 +137,8 @@ def claims(
 
 # %% ../../nbs/course/llm/citations.ipynb #a56a501f
 _LINK = re.compile(r"""\]\(\s*<?([^)>\s]*) | ([a-z][a-z0-9+.-]{1,20}://[^\s<>"'`\])]+) | (mailto:[^\s<>"'`\])]+) | (www\.[^\s<>"'`\])]+)
-    | \b((?:[a-z0-9-]+\.)+(?:com|org|net|io|dev|info|biz|co|ai|app|xyz|ru|cn|uk|de|eu|me|link|site|online|top)(?:/[^\s<>"'`\])]*)?)(?!\.?[\w(])""",
+    | (?<![a-z0-9-])(?<![a-z0-9-]\.)  # where a host begins: a long run is read once
+      ((?:[a-z0-9-]+\.)+(?:com|org|net|io|dev|info|biz|co|ai|app|xyz|ru|cn|uk|de|eu|me|link|site|online|top)(?:/[^\s<>"'`\])]*)?)(?!\.?[\w(])""",
                    re.IGNORECASE | re.VERBOSE)
 
 
