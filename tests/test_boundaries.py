@@ -13,6 +13,7 @@ import pytest
 from fastapi import HTTPException
 
 from nlp_portfolio.cases.document_qa import DocumentQA, NotThere, readable_question
+from nlp_portfolio.cases.moderation import Moderator, self_harm
 from nlp_portfolio.cases.tickets import TicketTagger, readable
 from nlp_portfolio.classic.baseline import clean, find_copies, load_model, nb_logreg, tfidf_logreg
 from nlp_portfolio.classic.features import char_ngrams, word_ngrams
@@ -35,7 +36,12 @@ from nlp_portfolio.retrieval.hybrid import Bm25, Dense, Fused
 from nlp_portfolio.retrieval.index import Index
 from nlp_portfolio.retrieval.ingest import Unreadable, read_bytes, read_document
 from nlp_portfolio.retrieval.vectors import embed, embed_query
+from nlp_portfolio.safety.encoder import SafetyEncoder
+from nlp_portfolio.safety.evasion import plain
+from nlp_portfolio.safety.injection import addresses, check_output, leaked, suspicion
+from nlp_portfolio.safety.pii import find
 from nlp_portfolio.safety.policy import PolicyError, decide, load_policy, parse_policy
+from nlp_portfolio.safety.toxicity import mask
 from nlp_portfolio.serving.app import Limits, read_texts
 from nlp_portfolio.text.sentences import sentence_spans
 
@@ -123,11 +129,16 @@ def judge():
     return Judge.load()
 
 
+@pytest.fixture(scope="module")
+def moderator():
+    return Moderator(SafetyEncoder.load())
+
+
 @pytest.fixture
-def here(tmp_path, minilm, fitted, adapter, tagger, index, fused, qa, judge):
+def here(tmp_path, minilm, fitted, adapter, tagger, index, fused, qa, judge, moderator):
     "What the calls of the table need."
     return SimpleNamespace(folder=tmp_path, minilm=minilm, fitted=fitted, adapter=adapter, tagger=tagger, index=index,
-                           fused=fused, qa=qa, judge=judge)
+                           fused=fused, qa=qa, judge=judge, moderator=moderator)
 
 
 def raw(x):
@@ -191,6 +202,7 @@ NO_GENERATOR = error(ValueError, "unknown generator")
 NO_ANSWER = error(InvalidAnswer, "there is no JSON object in it")
 NO_TENANT = error(ValueError, "a tenant's name has 1 to 64 plain letters")
 NO_PASSAGE = error(NotThere, "there is no such passage")
+HEADS = ["hate", "injection", "threat", "toxicity"]
 ZERO_SCORES = dict.fromkeys((one.name for one in load_policy().categories), 0.0)
 TICKET = Template("ticket", 1, "<ticket>{text}</ticket>")
 
@@ -306,6 +318,19 @@ TABLE = {
                             error(ValueError, "surrogates not allowed"), (1, 1))),
     "sentence_spans": (lambda at, x: len(sentence_spans(x)), TEXTS, row(0, 841, NO_TEXT, NO_TEXT, 1, 1)),
     "sentences": (lambda at, x: sentences(x), TEXTS, row([], [(0, 499_999)], NO_TEXT, NO_TEXT, [(0, 6)], [(0, 3)])),
+    "find": (lambda at, x: find(x), TEXTS, row([], [], NO_TEXT, NO_TEXT, [], [])),
+    "plain": (lambda at, x: plain(x).text, TEXTS, row("", TEXTS["huge"], NO_TEXT, NO_TEXT, "half \ufffd", "ab")),
+    "mask": (lambda at, x: mask(x), TEXTS, row("", TEXTS["huge"], NO_TEXT, NO_TEXT, HALF, NUL)),
+    "self_harm": (lambda at, x: self_harm(x), TEXTS, row(0.0, 0.0, NO_TEXT, NO_TEXT, 0.0, 0.0)),
+    "suspicion": (lambda at, x: suspicion(x), TEXTS, row(0.0, 0.0, NO_TEXT, NO_TEXT, 0.0, 0.0)),
+    "addresses": (lambda at, x: addresses(x), TEXTS, row(set(), set(), NO_TEXT, NO_TEXT, set(), set())),
+    "leaked": (lambda at, x: leaked(x, "canary-4711"), TEXTS, row(False, False, NO_TEXT, NO_TEXT, False, False)),
+    "check_output": (lambda at, x: check_output(x), TEXTS, row([], [], NO_TEXT, NO_TEXT, [], [])),
+    "SafetyEncoder.read": (lambda at, x: sorted(at.moderator.reader.read([x])[0].scores), TEXTS | {"huge": "word " * 1000}, row(
+        HEADS, HEADS, NO_TEXT, NO_TEXT, HEADS, HEADS)),
+    "Moderator.moderate": (lambda at, x: (at.moderator.moderate(x).decision.action, at.moderator.moderate(x).text), TEXTS, row(
+        ("allow", ""), ("block", None), NO_TEXT, NO_TEXT, ("allow", HALF), ("allow", NUL))),
+    "Moderator.redact": (lambda at, x: at.moderator.redact(x).text, TEXTS, row("", None, NO_TEXT, NO_TEXT, HALF, NUL)),
     "orders": (lambda at, x: orders(x), TEXTS, row([], [], NO_TEXT, NO_TEXT, [], [])),
     "prompt question": (lambda at, x: Prompt(x).question == x, TEXTS, row(True, True, NO_TEXT, NO_TEXT, True, True)),
     "llm name": (lambda at, x: llm(x), TEXTS, row(NO_GENERATOR, NO_GENERATOR, NO_TEXT, NO_TEXT, NO_GENERATOR, NO_GENERATOR)),
