@@ -26,6 +26,7 @@ from nlp_portfolio.cases.moderation import (
     combined,
     in_time,
     measure_evasion,
+    moved,
     open_desk,
     reviewer_name,
     self_harm,
@@ -185,6 +186,26 @@ def test_a_higher_score_is_never_milder(scores, label, more):
     other.values = one.values | {label: max(one.values[label], more)}
     strength = load_policy().strength
     assert strength(action("text", made(other))) >= strength(action("text", made(one)))
+
+
+def test_a_threshold_of_the_card_becomes_a_half():
+    class Careful(Words):
+        thresholds = {"threat": 0.99, "toxicity": 0.2}
+
+    assert made(Careful()).moderate("kill").scores["threat"] < 0.4 < FILTER.moderate("kill").scores["threat"]
+    assert made(Careful()).moderate("Hello.").scores["toxicity"] == pytest.approx(0.1 * 0.8 / (0.1 * 0.8 + 0.9 * 0.2), abs=1e-12)
+    assert [moved(p, 0.7) for p in (0.0, 0.7, 1.0)] == [0.0, pytest.approx(0.5, abs=1e-12), 1.0]
+
+
+def test_a_number_that_the_encoder_found_is_weighed_by_the_words_around_it():
+    class Numbers(Words):
+        entities = (*Words.entities, "phone", "national_id")
+
+        def spans(self, text):
+            return [Span(*mark.span(), "phone", 0.9) for mark in re.finditer(r"\d+|digits", text)]
+
+    assert made(Numbers()).moderate("order number 77316554").text == "order number 77316554"
+    assert made(Numbers()).moderate("ring me on 77316554, digits").text == "ring me on [phone], digits"
 
 
 # ---- it fails closed
