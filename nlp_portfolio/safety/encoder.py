@@ -6,9 +6,9 @@
 __all__ = ['LABELS', 'SHAPES', 'WINDOW', 'OVERLAP', 'RANK', 'HEADS', 'WEIGHTS', 'Forward', 'BATCH', 'SETS', 'Reading', 'shape',
            'Tokens', 'tokens_of', 'plain_tokenizer', 'windows', 'owners', 'TextHead', 'SafetyModel', 'safety_model',
            'merged', 'Example', 'examples_of', 'Row', 'rows_of', 'batch_of', 'token_loss', 'label_loss', 'Shares',
-           'batch_loss', 'train_heads', 'spans_of', 'SafetyEncoder', 'save_heads', 'load_heads', 'safety_graph',
-           'safety_file', 'entity_counts', 'f_scores', 'best_f1', 'lowest_quiet', 'label_of', 'development',
-           'train_safety', 'measure_safety', 'parity']
+           'batch_loss', 'train_heads', 'spans_of', 'SafetyEncoder', 'facts_of', 'logits_of', 'save_heads',
+           'load_heads', 'safety_graph', 'safety_file', 'entity_counts', 'f_scores', 'best_f1', 'lowest_quiet',
+           'label_of', 'development', 'train_safety', 'measure_safety', 'parity']
 
 # %% ../../nbs/course/safety/encoder.ipynb #5ef3698f
 import copy
@@ -83,7 +83,7 @@ class Tokens:
     def __len__(self) -> int:
         return len(self.ids)
 
-# %% ../../nbs/course/safety/encoder.ipynb #7641307a
+# %% ../../nbs/course/safety/encoder.ipynb #d70e2928
 def _as_tokens(text: str, found: Encoding) -> Tokens:
     "What the tokenizer said of a text, with the shapes of its words."
     words = np.array([-1 if word is None else word for word in found.word_ids], dtype=np.int64)
@@ -106,7 +106,7 @@ def tokens_of(
     safe = [as_text(text).encode("utf-8", "replace").decode("utf-8") for text in texts]
     return [_as_tokens(*pair) for pair in zip(safe, tokenizer.encode_batch(safe, add_special_tokens=False), strict=True)]
 
-
+# %% ../../nbs/course/safety/encoder.ipynb #d9343808
 def plain_tokenizer(
     tokenizer: Any,  # a transformers tokenizer
 ) -> Tokenizer:  # a copy that neither pads nor cuts
@@ -142,7 +142,7 @@ def owners(
     borders = [(before[1] + after[0]) // 2 for before, after in zip(cuts, cuts[1:], strict=False)]
     return list(zip([0, *borders], [*borders, cuts[-1][1]], strict=True)) if cuts else []
 
-# %% ../../nbs/course/safety/encoder.ipynb #8d0f7232
+# %% ../../nbs/course/safety/encoder.ipynb #092fe23a
 class TextHead(nn.Module):
     "Token vectors (texts, tokens, dim) and mask to logits (texts, labels); every label weighs the tokens by itself."
 
@@ -152,6 +152,7 @@ class TextHead(nn.Module):
         nn.init.zeros_(self.look.weight)
 
     def forward(self, vectors: Tensor, mask: Tensor) -> Tensor:
+        "Logits of shape (texts, labels)."
         weights = (self.look(vectors) + (mask.unsqueeze(-1) - 1) * 1e4).softmax(1)
         return (weights * nn.functional.linear(vectors, self.out.weight)).sum(1) + self.out.bias
 
@@ -178,7 +179,7 @@ class SafetyModel(nn.Module):
         vectors = self.dropout(vectors).to(self.head["tokens"].weight.dtype)
         return self.head["tokens"](vectors), self.head["text"](vectors, attention_mask.to(vectors.dtype))
 
-# %% ../../nbs/course/safety/encoder.ipynb #34ad0437
+# %% ../../nbs/course/safety/encoder.ipynb #eb8c8514
 RANK = 16
 
 
@@ -189,7 +190,7 @@ def _made_quick(model: nn.Module) -> None:
         if isinstance(part, nn.Dropout):
             part.p = 0.0
 
-
+# %% ../../nbs/course/safety/encoder.ipynb #8def07b9
 def safety_model(
     rank: int = RANK,  # width of the thin matrices
     alpha: float | None = None,  # the update is scaled by alpha / rank; None: twice the rank
@@ -218,7 +219,7 @@ def merged(
         plain.encoder = plain.encoder.merge_and_unload()
     return plain.eval()
 
-# %% ../../nbs/course/safety/encoder.ipynb #65778d81
+# %% ../../nbs/course/safety/encoder.ipynb #fcb46a44
 @dataclass(frozen=True)
 class Example:
     "A text and what is known of it: `spans` (None: nobody looked), and labels from 0 to 1 (absent or None: unknown)."
@@ -233,7 +234,7 @@ class Example:
 
 HEADS = ("entities", "toxicity", "injection")
 
-
+# %% ../../nbs/course/safety/encoder.ipynb #3e8f0f8c
 def examples_of(
     rows: Mapping[str, Sequence[tuple[str, Any]]],  # by head: (text, spans), (text, {label: 0..1 or None}), (text, 0..1)
 ) -> list[Example]:  # a text that several heads know comes once; one that a head has twice comes twice
@@ -253,7 +254,7 @@ def examples_of(
         raise ValueError("need at least one row to train on")
     return [Example(text, spans.get(text), known) for text, known in labels.items() for _ in range(times[text])]
 
-# %% ../../nbs/course/safety/encoder.ipynb #ed9eb178
+# %% ../../nbs/course/safety/encoder.ipynb #05dbfc96
 @dataclass(frozen=True)
 class Row:
     "A text cut to one window: what the model reads, and what it should say; NaN stands for an unknown label."
@@ -274,7 +275,7 @@ def _allowed(tokens: Tokens, spans: Sequence[Span], entities: Sequence[str]) -> 
     allowed[goal < 0] = True
     return allowed
 
-
+# %% ../../nbs/course/safety/encoder.ipynb #1d346135
 def rows_of(
     model: SafetyModel,
     examples: Sequence[Example],
@@ -324,7 +325,7 @@ def label_loss(
     loss = nn.functional.binary_cross_entropy_with_logits(logits, wanted.nan_to_num(), reduction="none")
     return loss * known
 
-# %% ../../nbs/course/safety/encoder.ipynb #434aa839
+# %% ../../nbs/course/safety/encoder.ipynb #2c24a9f2
 @dataclass(frozen=True)
 class Shares:
     "How many of the rows know the entities, and each label: shares from 0 to 1."
@@ -334,6 +335,7 @@ class Shares:
 
     @classmethod
     def of(cls, rows: Sequence[Row]) -> "Shares":
+        "The shares of some rows."
         known = np.mean([~np.isnan(row.labels) for row in rows], axis=0)
         return cls(float(np.mean([row.allowed is not None for row in rows])), known)
 
@@ -349,7 +351,7 @@ def _goal(rows: Sequence[Row], width: int, classes: int) -> tuple[Tensor, Tensor
             allowed[i, : len(row.allowed)] = row.allowed
     return torch.from_numpy(allowed), torch.from_numpy(np.stack([row.labels for row in rows]))
 
-
+# %% ../../nbs/course/safety/encoder.ipynb #e9cca8b6
 def batch_loss(
     model: SafetyModel,
     rows: Sequence[Row],  # one batch
@@ -367,7 +369,7 @@ def batch_loss(
     weights = torch.tensor([WEIGHTS.get(name, 1.0) for name in model.labels], device=device)
     return WEIGHTS["entities"] * spans + (weights * each).sum().float()
 
-# %% ../../nbs/course/safety/encoder.ipynb #77ba1f5f
+# %% ../../nbs/course/safety/encoder.ipynb #1b3423d3
 def train_heads(
     rows: Mapping[str, Sequence[tuple[str, Any]]],  # by head, as `training_rows` gives them; any of the heads
     recipe: Recipe = Recipe(epochs=3, lr=1e-3, batch_size=32),  # how; its label smoothing is not used
@@ -390,7 +392,7 @@ def train_heads(
             after_epoch(model, number, loss)
     return model.eval()
 
-
+# %% ../../nbs/course/safety/encoder.ipynb #85bbdd44
 def _epoch(
     model: SafetyModel, rows: Sequence[Row], batches: Iterable[np.ndarray], shares: Shares, recipe: Recipe,
     optimizer: torch.optim.Optimizer, schedule: Any,
@@ -403,7 +405,7 @@ def _epoch(
         schedule.step()
     return float(np.mean(seen))
 
-# %% ../../nbs/course/safety/encoder.ipynb #3f6b3759
+# %% ../../nbs/course/safety/encoder.ipynb #3f5805fd
 def _words(tokens: Tokens, probability: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     "Offsets (words, 2) and mean class probabilities (words, classes) of the words of a text."
     first = np.flatnonzero(np.r_[True, tokens.words[1:] != tokens.words[:-1]])
@@ -411,7 +413,7 @@ def _words(tokens: Tokens, probability: np.ndarray) -> tuple[np.ndarray, np.ndar
     places = np.column_stack([tokens.offsets[first, 0], tokens.offsets[first + counts - 1, 1]])
     return places, np.add.reduceat(probability, first, axis=0) / counts[:, None]
 
-
+# %% ../../nbs/course/safety/encoder.ipynb #93f47959
 def spans_of(
     text: str,
     tokens: Tokens,  # of the text
@@ -464,10 +466,10 @@ def _batches(lengths: Sequence[int], most: int) -> Iterable[list[int]]:
     if now:
         yield now
 
-# %% ../../nbs/course/safety/encoder.ipynb #65d70a1a
+# %% ../../nbs/course/safety/encoder.ipynb #c1a37e17
 class SafetyEncoder:
     """Reads texts with one encoder pass a window. `forward` is PyTorch's or an ONNX session's, `facts` say entities, labels, the two
-    marks and the threshold of a span. `SafetyEncoder.load()` takes the shipped file, `SafetyEncoder.of(model)` one just trained."""
+    marks and the thresholds. `SafetyEncoder.load()` takes the shipped file, `SafetyEncoder.of(model)` one just trained."""
 
     def __init__(self, forward: Forward, tokenizer: Tokenizer, facts: Mapping[str, Any]):
         self.forward, self.tokenizer, self.facts = forward, tokenizer, facts
@@ -477,62 +479,76 @@ class SafetyEncoder:
     @classmethod
     def of(cls, model: SafetyModel, thresholds: Mapping[str, float] | None = None) -> "SafetyEncoder":
         "A model just trained."
-        return cls(_forward(model), plain_tokenizer(model.tokenizer), _facts(model) | {"thresholds": dict(thresholds or {})})
+        return cls(_forward(model), plain_tokenizer(model.tokenizer), facts_of(model) | {"thresholds": dict(thresholds or {})})
 
     @classmethod
     def load(cls, task: str | Path = "safety", dtype: str = "float32", threads: int = 1) -> "SafetyEncoder":
         """The shipped encoder, or one that `save_heads` wrote. float32 runs in PyTorch with its own threads; int8 in ONNX Runtime with
         `threads`, from a file that is built once. Raises ValueError for an unknown task, another dtype or a file that was changed."""
-        if dtype == "float32":
-            return cls.of(merged(load_heads(task)), read_card(task).get("thresholds"))
-        from nlp_portfolio.neural.compress import _session, _tokenizer
-
-        session = _session(safety_file(task, dtype), threads)
-        facts = {name: json.loads(value) for name, value in session.get_modelmeta().custom_metadata_map.items() if name != "tokenizer"}
-        tokenizer = _tokenizer({"tokenizer": session.get_modelmeta().custom_metadata_map["tokenizer"], "max_length": "512"})
-        tokenizer.no_truncation()
-        return cls(lambda batch: tuple(session.run(["tokens", "text"], batch)), tokenizer,
-                   facts | {"thresholds": read_card(task).get("thresholds")})
+        return cls.of(merged(load_heads(task)), read_card(task).get("thresholds")) if dtype == "float32" else cls(*_onnx(task, dtype, threads))
 
     def read(self, texts: Sequence[str]) -> list[Reading]:
         "What each text holds. Raises TypeError for a single string and for what is no text."
-        ready = tokens_of(self.tokenizer, texts)
-        return [self._reading(text, tokens, *parts) for text, tokens, parts in zip(texts, ready, self._logits(ready), strict=True)]
+        return _read(self, texts)
 
-    def _logits(self, ready: Sequence[Tokens]) -> list[tuple[np.ndarray, np.ndarray]]:
-        "Of each text: token logits (tokens, classes), and the largest text logits over its windows (labels,)."
-        cuts = [windows(len(tokens)) for tokens in ready]
-        places = [(text, start, end) for text, some in enumerate(cuts) for start, end in some]
-        found: list[Any] = [None] * len(places)
-        for batch in _batches([end - start + 2 for _, start, end in places], BATCH):
-            rows = [self._row(ready[text], start, end) for text, start, end in (places[i] for i in batch)]
-            tokens, scores = self.forward(batch_of(rows))
-            for i, one, score in zip(batch, tokens, scores, strict=True):
-                found[i] = one[1 : places[i][2] - places[i][1] + 1], score
-        parts = iter(found)
-        return [self._joined(some, [next(parts) for _ in some]) for some in cuts]
-
-    def _row(self, tokens: Tokens, start: int, end: int) -> tuple[list[int], list[int]]:
-        "One window with its marks."
-        return [self.marks[0], *tokens.ids[start:end], self.marks[1]], [0, *tokens.shapes[start:end], 0]
-
-    def _joined(self, cuts: Sequence[tuple[int, int]], parts: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
-        "The windows of one text put together."
-        if not cuts:
-            return np.zeros((0, 1 + len(self.entities)), dtype=np.float32), np.full(len(self.labels), -np.inf, dtype=np.float32)
-        own = [part[a - cut[0] : b - cut[0]] for (part, _), cut, (a, b) in zip(parts, cuts, owners(cuts), strict=True)]
-        return np.concatenate(own), np.max([scores for _, scores in parts], axis=0)
-
-    def _reading(self, text: str, tokens: Tokens, spans: np.ndarray, scores: np.ndarray) -> Reading:
-        found = spans_of(text, tokens, softmax(spans, axis=1), self.entities, self.thresholds["entities"])
-        return Reading(found, dict(zip(self.labels, expit(scores.astype(float)).tolist(), strict=True)))
-
-# %% ../../nbs/course/safety/encoder.ipynb #0cd212ae
-def _facts(model: SafetyModel) -> dict[str, Any]:
+# %% ../../nbs/course/safety/encoder.ipynb #d9b81172
+def facts_of(model: SafetyModel) -> dict[str, Any]:
     "What a reader of the model's logits must know."
     return {"entities": model.entities, "labels": model.labels, "marks": [model.tokenizer.cls_token_id, model.tokenizer.sep_token_id]}
 
-# %% ../../nbs/course/safety/encoder.ipynb #e3dcf166
+
+def _onnx(task: str | Path, dtype: str, threads: int) -> tuple[Forward, Tokenizer, dict[str, Any]]:
+    "An exported model: its forward pass, its tokenizer and its facts."
+    from nlp_portfolio.neural.compress import _session, _tokenizer
+
+    session = _session(safety_file(task, dtype), threads)
+    known = session.get_modelmeta().custom_metadata_map
+    tokenizer = _tokenizer({"tokenizer": known["tokenizer"], "max_length": "512"})
+    tokenizer.no_truncation()
+    facts = {name: json.loads(value) for name, value in known.items() if name != "tokenizer"}
+    return lambda batch: tuple(session.run(["tokens", "text"], batch)), tokenizer, facts | {"thresholds": read_card(task).get("thresholds")}
+
+# %% ../../nbs/course/safety/encoder.ipynb #30850d2e
+def logits_of(
+    reader: SafetyEncoder,
+    ready: Sequence[Tokens],  # of each text
+) -> list[tuple[np.ndarray, np.ndarray]]:  # of each text: token logits (tokens, classes), largest text logits over its windows (labels,)
+    "What the network says of texts of any length."
+    cuts = [windows(len(tokens)) for tokens in ready]
+    places = [(text, start, end) for text, some in enumerate(cuts) for start, end in some]
+    found: list[Any] = [None] * len(places)
+    for batch in _batches([end - start + 2 for _, start, end in places], BATCH):
+        tokens, scores = reader.forward(batch_of([_window(reader, ready[text], start, end) for text, start, end in (places[i] for i in batch)]))
+        for i, one, score in zip(batch, tokens, scores, strict=True):
+            found[i] = one[1 : places[i][2] - places[i][1] + 1], score
+    parts = iter(found)
+    return [_joined(reader, some, [next(parts) for _ in some]) for some in cuts]
+
+
+def _window(reader: SafetyEncoder, tokens: Tokens, start: int, end: int) -> tuple[list[int], list[int]]:
+    "One window with its marks."
+    return [reader.marks[0], *tokens.ids[start:end], reader.marks[1]], [0, *tokens.shapes[start:end], 0]
+
+# %% ../../nbs/course/safety/encoder.ipynb #2df1e368
+def _joined(
+    reader: SafetyEncoder, cuts: Sequence[tuple[int, int]], parts: Sequence[tuple[np.ndarray, np.ndarray]],
+) -> tuple[np.ndarray, np.ndarray]:
+    "The windows of one text put together."
+    if not cuts:
+        return np.zeros((0, 1 + len(reader.entities)), dtype=np.float32), np.full(len(reader.labels), -np.inf, dtype=np.float32)
+    own = [part[a - cut[0] : b - cut[0]] for (part, _), cut, (a, b) in zip(parts, cuts, owners(cuts), strict=True)]
+    return np.concatenate(own), np.max([scores for _, scores in parts], axis=0)
+
+
+def _read(reader: SafetyEncoder, texts: Sequence[str]) -> list[Reading]:
+    "A reading of each text."
+    ready, made = tokens_of(reader.tokenizer, texts), []
+    for text, tokens, (words, scores) in zip(texts, ready, logits_of(reader, ready), strict=True):
+        spans = spans_of(text, tokens, softmax(words, axis=1), reader.entities, reader.thresholds["entities"])
+        made.append(Reading(spans, dict(zip(reader.labels, expit(scores.astype(float)).tolist(), strict=True))))
+    return made
+
+# %% ../../nbs/course/safety/encoder.ipynb #a34c2448
 def save_heads(
     model: SafetyModel,  # with its adapter
     folder: Path | str,  # made if needed; older files in it are replaced
@@ -541,7 +557,7 @@ def save_heads(
     "Write adapter, heads and card. Raises ValueError for a card that lacks a field."
     return save_adapter(model, folder, dict(card) | {"entities": model.entities, "shapes": list(SHAPES)})
 
-
+# %% ../../nbs/course/safety/encoder.ipynb #e2378b54
 def load_heads(
     task: str | Path = "safety",  # the shipped model, or a folder that `save_heads` wrote
     base: Encoder | None = None,  # a fresh encoder to put it on; None: loaded by the card's name
@@ -559,7 +575,7 @@ def load_heads(
     model.head.load_state_dict(parts["head."])
     return model.eval()
 
-# %% ../../nbs/course/safety/encoder.ipynb #68732e52
+# %% ../../nbs/course/safety/encoder.ipynb #75ee516e
 def safety_graph(
     model: SafetyModel,  # left as it is
 ) -> "onnx.ModelProto":  # fp32: input_ids, attention_mask, shapes to tokens and text
@@ -577,11 +593,11 @@ def safety_graph(
                                     dynamo=True, verbose=False)
     graph = program.model_proto
     del graph.graph.value_info[:]  # shapes of the trace, which quantizing would contradict
-    helper.set_model_props(graph, {name: json.dumps(value) for name, value in _facts(model).items()}
+    helper.set_model_props(graph, {name: json.dumps(value) for name, value in facts_of(model).items()}
                            | {"tokenizer": _packed(model.tokenizer.backend_tokenizer.to_str())})
     return graph
 
-
+# %% ../../nbs/course/safety/encoder.ipynb #7fa3dc00
 def safety_file(
     task: str | Path = "safety",  # the shipped model, or a folder that `save_heads` wrote
     dtype: str = "int8",  # or "float32"
@@ -596,7 +612,7 @@ def safety_file(
                 _build(task, dtype, file)
     return file
 
-
+# %% ../../nbs/course/safety/encoder.ipynb #3305636e
 def _build(task: str | Path, dtype: str, file: Path) -> None:
     "Export, quantize, and write model and card, each in one step."
     from nlp_portfolio.neural.compress import int8_graph
@@ -611,7 +627,7 @@ def _build(task: str | Path, dtype: str, file: Path) -> None:
                                            "adapter_sha256": read_card(task)["file_sha256"]})
     print(f"{len(content) / 1e6:.1f} MB", flush=True)
 
-# %% ../../nbs/course/safety/encoder.ipynb #f19cc0e9
+# %% ../../nbs/course/safety/encoder.ipynb #af3a7a86
 def entity_counts(
     gold: Sequence[Sequence[Span]],  # of each text; `unknown` is left out
     found: Sequence[Sequence[Span]],
@@ -631,7 +647,7 @@ def entity_counts(
                 counts[b][2] += 1
     return counts
 
-
+# %% ../../nbs/course/safety/encoder.ipynb #f440e3e3
 def f_scores(
     counts: np.ndarray,  # right, missed, too many
     beta: float = 2.0,  # recall counts beta squared times as much
@@ -642,7 +658,7 @@ def f_scores(
     weighted = beta**2 * precision + recall
     return {"precision": precision, "recall": recall, "f": (1 + beta**2) * precision * recall / weighted if weighted else 0.0}
 
-# %% ../../nbs/course/safety/encoder.ipynb #b81d452e
+# %% ../../nbs/course/safety/encoder.ipynb #824e6341
 def _sure(label: float | None) -> bool | None:
     "Whether most people said so; None where they did not agree or nobody was asked."
     return None if label is None or 0.34 < label <= 0.5 else label > 0.5
@@ -660,7 +676,7 @@ def best_f1(
     values = 2 * hits / (np.array([(probability >= at).sum() for at in points]) + wanted.sum())
     return float(np.median(points[values >= values.max() - 1e-9]).round(2))
 
-
+# %% ../../nbs/course/safety/encoder.ipynb #72505618
 def lowest_quiet(
     probability: np.ndarray,  # of harmless texts
     most: float = 0.005,  # share of them that may be called an attack
@@ -669,7 +685,7 @@ def lowest_quiet(
     points = np.linspace(0.5, 0.99, 50)
     return float(next((at for at in points if (probability >= at).mean() <= most), 0.99).__round__(2))
 
-# %% ../../nbs/course/safety/encoder.ipynb #0b341e31
+# %% ../../nbs/course/safety/encoder.ipynb #41b22b0e
 def _labelled(reader: SafetyEncoder, head: str, label: str, most: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     "Of each development source: probabilities of a label, and what is right, where people agreed."
     found = {}
@@ -686,13 +702,13 @@ def label_of(known: Mapping[str, float | None] | float, label: str) -> float | N
     "A label of a text row or an injection row."
     return known.get(label) if isinstance(known, Mapping) else known
 
-
+# %% ../../nbs/course/safety/encoder.ipynb #64f2c9a2
 def _entity_threshold(reader: SafetyEncoder, most: int) -> tuple[float, dict[str, float]]:
     "The threshold with the best F2 on development rows, and the scores there."
     rows = [row for some in sources("entities", "dev").values() for row in some[:most]]
     texts, gold = [text for text, _ in rows], [spans for _, spans in rows]
     ready = tokens_of(reader.tokenizer, texts)
-    parts = [softmax(tokens, axis=1) for tokens, _ in reader._logits(ready)]
+    parts = [softmax(tokens, axis=1) for tokens, _ in logits_of(reader, ready)]
     scores = {}
     for at in (0.2, 0.3, 0.4, 0.5, 0.6, 0.7):
         found = [spans_of(*one, reader.entities, at) for one in zip(texts, ready, parts, strict=True)]
@@ -700,7 +716,7 @@ def _entity_threshold(reader: SafetyEncoder, most: int) -> tuple[float, dict[str
     best = max(scores, key=lambda at: (round(scores[at]["f"], 4), -abs(at - 0.5)))
     return best, scores[best]
 
-
+# %% ../../nbs/course/safety/encoder.ipynb #d6e8a8a7
 def development(
     reader: SafetyEncoder,
     most: int = 700,  # rows of a source
@@ -711,42 +727,51 @@ def development(
     for label in reader.labels:
         parts = _labelled(reader, "injection" if label in INJECTION else "toxicity", label, most)
         p, wanted = (np.concatenate(column) for column in zip(*parts.values(), strict=True))
-        thresholds[label] = lowest_quiet(p[~wanted]) if label in INJECTION else best_f1(p, wanted)
+        thresholds[label] = lowest_quiet(parts["harmless"][0]) if label in INJECTION else best_f1(p, wanted)
         report[label] = {name: {kind: round(float((p[which] >= thresholds[label]).mean()), 4)
                                 for kind, which in (("found", wanted), ("false alarms", ~wanted)) if which.any()}
                          for name, (p, wanted) in parts.items()}
     return {"thresholds": thresholds, "development": report}
 
-# %% ../../nbs/course/safety/encoder.ipynb #a9a19567
+# %% ../../nbs/course/safety/encoder.ipynb #804d6bc7
 SETS = {"presidio_pii": "MIT", "davidson_hate": "MIT", "toxic_spans": "CC0 1.0", "prompt_injection": "MIT; its tables CC BY-SA 4.0",
         "banking77": "CC BY 4.0", "clinc150": "CC BY 3.0", "medquad": "CC BY 4.0", "data/safety/rows.jsonl": "Apache-2.0"}
 
 
+def _card(recipe: Recipe, rank: int, share: float, start: Path | str | None) -> dict[str, Any]:
+    "What the card says before anything is trained."
+    counts = {head: {name: len(some) for name, some in sources(head).items()} for head in HEADS}
+    call = f"train_safety('weights/safety', {recipe}, rank={rank}, share={share}{', start=...' if start else ''})"
+    card = {"task": "safety", "data": {"name": "presidio_pii", "split": "train", "rows": counts, "licences": SETS}, "licence": "Apache-2.0",
+            "citation": "the sets' READMEs; rows.jsonl was written for this course", "seed": recipe.seed, "recipe": asdict(recipe),
+            "command": f'python -c "from nlp_portfolio.safety.encoder import *; from nlp_portfolio.neural.lora import Recipe; {call}"',
+            "measured_by": "nlp_portfolio.safety.encoder:measure_safety"}
+    first = read_card(start) if start else {}
+    before = {name: first[name] for name in ("recipe", "data", "command", "epochs_done", "file_sha256") if name in first}
+    return card | ({"trained_before": before} if start else {})
+
+# %% ../../nbs/course/safety/encoder.ipynb #7ce7349a
 def train_safety(
     folder: Path | str,  # where to save
     recipe: Recipe = Recipe(epochs=4, lr=1e-3, batch_size=32, bf16=True),  # how
     rank: int = RANK,  # width of the adapter
     share: float = 1.0,  # of the rows of every head
+    start: Path | str | None = None,  # a saved model to train further
 ) -> dict[str, Any]:  # the card
     "Train all heads on the training rows at hand and save them after every epoch. No test part is touched."
     rows = {head: training_rows(head, seed=recipe.seed) for head in HEADS}
     rows = {head: some[: math.ceil(share * len(some))] for head, some in rows.items()}
-    counts = {head: {name: len(some) for name, some in sources(head).items()} for head in HEADS}
-    call = f"train_safety('weights/safety', {recipe}, rank={rank}, share={share})"
-    card = {"task": "safety", "data": {"name": "presidio_pii", "split": "train", "rows": counts, "licences": SETS}, "licence": "Apache-2.0",
-            "citation": "the sets' READMEs; rows.jsonl was written for this course", "seed": recipe.seed, "recipe": asdict(recipe),
-            "command": f'python -c "from nlp_portfolio.safety.encoder import *; from nlp_portfolio.neural.lora import Recipe; {call}"',
-            "measured_by": "nlp_portfolio.safety.encoder:measure_safety"}
+    card = _card(recipe, rank, share, start)
 
     def after_epoch(model: SafetyModel, epoch: int, loss: float) -> None:
         print(f"epoch {epoch}: loss {loss:.4f}", flush=True)
         save_heads(model, folder, card | {"epochs_done": epoch, "loss": loss})
 
-    train_heads(rows, recipe, rank=rank, after_epoch=after_epoch)
+    train_heads(rows, recipe, rank=rank, model=load_heads(start).train() if start else None, after_epoch=after_epoch)
     write_json(Path(folder) / "card.json", read_card(folder) | development(SafetyEncoder.load(folder)))
     return read_card(folder)
 
-# %% ../../nbs/course/safety/encoder.ipynb #c60fe529
+# %% ../../nbs/course/safety/encoder.ipynb #3ac086e8
 def _scored(reader: SafetyEncoder, texts: Sequence[str], label: str) -> np.ndarray:
     return np.array([one.scores[label] for one in reader.read(texts)])
 
@@ -758,7 +783,7 @@ def _measured_entities(reader: SafetyEncoder) -> dict[str, float]:
     out = {f"entities_{name}": value for name, value in f_scores(sum(counts.values())).items()}
     return out | {f"{name}_recall": f_scores(some)["recall"] for name, some in counts.items() if some[:2].sum()}
 
-
+# %% ../../nbs/course/safety/encoder.ipynb #8f2c9191
 def _measured_text(reader: SafetyEncoder) -> dict[str, float]:
     from sklearn.metrics import roc_auc_score
 
@@ -784,7 +809,7 @@ def _measured_hatecheck(reader: SafetyEncoder) -> dict[str, float]:
             "hatecheck_non_hateful": float(right[wanted == 0].mean()), "hatecheck_lowest": min(each.values())} | {
             f"hatecheck {name}": value for name, value in each.items()}
 
-
+# %% ../../nbs/course/safety/encoder.ipynb #d53a0268
 def _measured_injection(reader: SafetyEncoder) -> dict[str, float]:
     at, rows = reader.thresholds["injection"], raw("prompt_injection", "indirect_test")
     wanted = np.array([row["label"] for row in rows]) == 1
@@ -810,19 +835,21 @@ def measure_safety(
     file = Path(os.environ["NLP_PORTFOLIO_DATA"]).expanduser() / "presidio_pii" / "test.jsonl.gz"
     return metrics | {"rows": len(rows), "split": "test", "source": "local", "version": sha256(file)}
 
-# %% ../../nbs/course/safety/encoder.ipynb #821c6c9a
+# %% ../../nbs/course/safety/encoder.ipynb #41e98a89
 def parity(
     folder: Path | str = "safety",
     texts: Sequence[str] | None = None,  # None: texts of our own file
-) -> dict[str, float]:  # share of equal decisions of labels and of words, and the largest difference of a probability
+) -> dict[str, float]:  # shares of equal decisions of labels and tokens; the largest difference of a probability, and its 99th percentile
     "How faithful the int8 file is to the fp32 model."
     texts = list(texts or [row["text"] for kind in ("text", "attack", "benign", "mail") for row in own(kind)])
     full, small = SafetyEncoder.load(folder), SafetyEncoder.load(folder, "int8")
-    pairs = list(zip(full._logits(tokens_of(full.tokenizer, texts)), small._logits(tokens_of(small.tokenizer, texts)), strict=True))
+    pairs = list(zip(logits_of(full, tokens_of(full.tokenizer, texts)), logits_of(small, tokens_of(small.tokenizer, texts)), strict=True))
     labels = [expit(np.array([pair[i][1] for pair in pairs])) for i in (0, 1)]
     words = [softmax(np.concatenate([pair[i][0] for pair in pairs]), axis=1) for i in (0, 1)]
     cut_at = np.array([full.thresholds.get(name, 0.5) for name in full.labels])
     same = [(part >= cut_at) for part in labels]
     return {"texts": len(texts), "labels_agree": float((same[0] == same[1]).mean()),
             "tokens_agree": float((words[0].argmax(1) == words[1].argmax(1)).mean()),
-            "label_difference": float(np.abs(labels[0] - labels[1]).max()), "token_difference": float(np.abs(words[0] - words[1]).max())}
+            "label_difference": float(np.abs(labels[0] - labels[1]).max()), "token_difference": float(np.abs(words[0] - words[1]).max()),
+            "label_difference_p99": float(np.quantile(np.abs(labels[0] - labels[1]), 0.99)),
+            "token_difference_p99": float(np.quantile(np.abs(words[0] - words[1]).max(1), 0.99))}

@@ -7,7 +7,7 @@ __all__ = ['ENTITIES', 'TEXT', 'INJECTION', 'UNKNOWN', 'EntityRow', 'TextRow', '
            'HELD', 'HELD_TYPES', 'raw', 'own', 'part_of', 'entity_row', 'fill', 'Fakes', 'varied', 'davidson_labels',
            'toxic_spans_labels', 'misspelt', 'harmless', 'cut', 'planted', 'sources', 'training_rows']
 
-# %% ../../nbs/course/safety/rows.ipynb #bcdd7851
+# %% ../../nbs/course/safety/rows.ipynb #caace036
 import gzip
 import hashlib
 import json
@@ -15,6 +15,7 @@ import os
 import random
 import re
 from collections.abc import Callable, Mapping, Sequence
+from datetime import date
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -112,15 +113,16 @@ def fill(
         text += filled
     return text, tuple(spans)
 
-# %% ../../nbs/course/safety/rows.ipynb #62b55b73
+# %% ../../nbs/course/safety/rows.ipynb #6a77fdbc
 _AREAS = "New York|Zürich|Lisbon|Nairobi|Osaka|Bristol|Toronto|Leeds|Graz|Lyon|Porto|Kraków|Mumbai|Lagos|Perth|Austin|Utrecht|Bergen".split("|")
+_ITALIAN = "Bari|Bergamo|Ferrara|Lecce|Lucca|Matera|Modena|Novara|Parma|Perugia|Ravenna|Rovigo|Sassari|Siena|Taranto|Treviso|Udine|Verona".split("|")
 _GROUPS = ("American British German French Spanish Polish Turkish Indian Chinese Japanese Mexican Kenyan Nigerian Dutch Swedish Italian Greek Korean "
            "Catholic Muslim Jewish Hindu Buddhist Protestant Christian Sikh Republican Democrat Conservative Socialist Liberal").split()
 _TITLES = "Mr. Mrs. Ms. Dr. Prof. Mr Mrs Ms Dr Miss Sir Madam Rev.".split()
 _ENDS = " Inc| Ltd| GmbH| LLC| & Sons| Group| Bank| Partners| Holdings| Foundation| Institute| Systems| Logistics| Foods| plc| AG| Media| Labs||||".split("|")
 _NUMBERS = ("#####", "#######", "##########", "##-#####", "#/####", "####-####", "#.##", "##", "###", "A-####", "INV-####-##", "#### ####")
 
-
+# %% ../../nbs/course/safety/rows.ipynb #f307a402
 class Fakes:
     "Values for slots, invented with a seed. Raises ModuleNotFoundError where `faker` is not installed."
 
@@ -133,112 +135,174 @@ class Fakes:
 
     def __call__(self, slot: str) -> str:
         "A value for a slot. Raises ValueError for one that is unknown."
-        if not (make := getattr(self, f"_{slot}", None)):
+        if slot not in _MAKERS:
             raise ValueError(f"unknown slot {slot!r}")
-        return make(self.rng.choice(self.fakers))
+        return _MAKERS[slot](self, self.rng.choice(self.fakers))
 
     def pick(self, *options: str) -> str:
+        "One of these texts."
         return self.rng.choice(options)
 
-    def _name(self, f: Any) -> str:
-        first, last = f.first_name(), f.last_name()
-        return self.pick(f"{first} {last}", f"{first} {last}", f"{first} {last}", f"{first} {first[0]}. {last}", f"{first[0]}. {last}",
-                         f"{last}, {first}", f"{first} {f.last_name()}-{last}", f"{first} {f.last_name()} {last}")
-
-    def _first(self, f: Any) -> str:
-        return f.first_name()
-
-    def _last(self, f: Any) -> str:
-        return f.last_name()
-
-    def _street(self, f: Any) -> str:
-        street = f.street_address().replace("\n", self.pick(", ", " "))
-        more = self.pick("", "", "", f"Apt. {self.rng.randint(1, 999)} ", f"Suite {self.rng.randint(1, 999):03} ", f"{self.rng.randint(1, 99999)} ")
-        return self.pick(f"{more}{street}", f"{street} {more}".strip(), f"P.O. Box {self.rng.randint(1, 9999)}" if self.rng.random() < 0.2 else street)
-
-    def _city(self, f: Any) -> str:
-        city = f.city() if self.rng.random() < 0.8 else self.pick(*_AREAS)
-        return city.upper() if self.rng.random() < 0.1 else city
-
-    def _country(self, f: Any) -> str:
-        return self.fakers[0].country()
-
-    def _postcode(self, f: Any) -> str:
-        return f.postcode()
-
-    def _address(self, f: Any) -> str:
-        street, city, code = self._street(f), self._city(f), f.postcode()
-        return self.pick(f"{street}, {code} {city}", f"{street}, {city} {code}", f"{street}\n{code} {city}", f"{street} {city}",
-                         f"{street}\n{city}, {self.fakers[0].state_abbr()} {code}", f"{street}, {city}, {self._country(f)}",
-                         f"the corner of {f.street_name()} and {f.street_name()}", f"{street}\n{city}\n{self._country(f)} {code}")
-
-    def _org(self, f: Any) -> str:
-        return self.pick(f.company(), f"{f.last_name()}{self.pick(*_ENDS)}", f"{f.last_name()} & {f.last_name()}{self.pick(*_ENDS)}",
-                         f"{self.fakers[0].word().capitalize()}{self.fakers[0].word()}{self.pick(*_ENDS)}",
-                         f"{self._city(f)} {self.pick('University', 'Hospital', 'Council', 'Airlines', 'Museum', 'College', 'United')}",
-                         f"{self.fakers[0].word().capitalize()} {self.fakers[0].word().capitalize()}{self.pick(*_ENDS)}")
-
-    def _date(self, f: Any) -> str:
-        day = f.date_between("-60y", "+2y")
-        return self.pick(*(day.strftime(form) for form in ("%Y-%m-%d", "%d/%m/%Y", "%m/%d/%Y", "%d.%m.%Y", "%B %d, %Y", "%d %B %Y", "%b %d",
-                           "%d %b %y", "%A", "%A morning", "%B %Y", "%Y-%m-%d %H:%M:%S", "%d %B", "%m/%d/%y")))
-
-    def _year(self, f: Any) -> str:
-        return str(self.rng.randint(1900, 2026))
-
-    def _age(self, f: Any) -> str:
-        return str(self.rng.randint(1, 99))
-
-    def _phone(self, f: Any) -> str:
-        other = self.pick("(###) ###-####", "###-###-####", "+## ## ### ## ##", "0#### ######", "#### ####", "##-##-##-##", "0## ### ## ##", "+1-###-###-####x###")
-        return f.phone_number() if self.rng.random() < 0.6 else self._digits(other)
-
-    def _digits(self, form: str) -> str:
+    def digits(self, form: str) -> str:
+        "The form with a figure for each #."
         return "".join(str(self.rng.randint(0, 9)) if sign == "#" else sign for sign in form)
 
-    def _ssn(self, f: Any) -> str:
-        return self._digits(self.pick("###-##-####", "###-##-####", "### ## ####", "#########", "##-###-####", "####-##-####")) \
-            if self.rng.random() < 0.7 else self.pick(*"ABCDEFGHKLMNPRSTVWXYZ") + self._digits(self.pick("#######", "###-####-####", "########"))
+# %% ../../nbs/course/safety/rows.ipynb #d53d0ade
+_MAKERS: dict[str, Callable[["Fakes", Any], str]] = {}
 
-    def _title(self, f: Any) -> str:
-        return self.pick(*_TITLES)
 
-    def _job(self, f: Any) -> str:
-        return self.fakers[0].job().split(",")[0]
+def _slot(make: Callable[["Fakes", Any], str]) -> Callable[["Fakes", Any], str]:
+    "Register a maker under its name."
+    _MAKERS[make.__name__.removeprefix("_")] = make
+    return make
 
-    def _group(self, f: Any) -> str:
-        return self.pick(*_GROUPS)
+# %% ../../nbs/course/safety/rows.ipynb #9fc3b4c1
+@_slot
+def _name(fakes: "Fakes", f: Any) -> str:
+    first, last = f.first_name(), f.last_name()
+    return fakes.pick(f"{first} {last}", f"{first} {last}", f"{first} {last}", f"{first} {first[0]}. {last}", f"{first[0]}. {last}",
+                     f"{last}, {first}", f"{first} {f.last_name()}-{last}", f"{first} {f.last_name()} {last}")
 
-    def _number(self, f: Any) -> str:
-        return self._digits(self.pick(*_NUMBERS))
 
-    def _amount(self, f: Any) -> str:
-        return self.pick("$", "€", "£", "USD ", "") + self._digits(self.pick("##", "###.##", "#,###", "##.#", "####"))
+@_slot
+def _first(fakes: "Fakes", f: Any) -> str:
+    return f.first_name()
 
-    def _card(self, f: Any) -> str:
-        return self.fakers[0].credit_card_number()
 
-    def _email(self, f: Any) -> str:
-        return f.ascii_safe_email()
+@_slot
+def _last(fakes: "Fakes", f: Any) -> str:
+    return f.last_name()
 
-    def _url(self, f: Any) -> str:
-        return self.pick(self.fakers[0].url(), self.fakers[0].domain_name(), f"www.{self.fakers[0].domain_name()}")
 
-    def _iban(self, f: Any) -> str:
-        return self.fakers[0].iban()
+@_slot
+def _street(fakes: "Fakes", f: Any) -> str:
+    street = f.street_address().replace("\n", fakes.pick(", ", " "))
+    more = fakes.pick("", "", "", f"Apt. {fakes.rng.randint(1, 999)} ", f"Suite {fakes.rng.randint(1, 999):03} ", f"{fakes.rng.randint(1, 99999)} ")
+    return fakes.pick(f"{more}{street}", f"{street} {more}".strip(), f"P.O. Box {fakes.rng.randint(1, 9999)}" if fakes.rng.random() < 0.2 else street)
 
-    def _ip(self, f: Any) -> str:
-        return self.fakers[0].ipv4()
+# %% ../../nbs/course/safety/rows.ipynb #9c7432b4
+@_slot
+def _city(fakes: "Fakes", f: Any) -> str:
+    there = fakes.pick(*_ITALIAN) if f.locales[0] == "it_IT" else f.city()  # faker keeps Italian cities in a set, whose order is chance
+    city = there if fakes.rng.random() < 0.8 else fakes.pick(*_AREAS)
+    return city.upper() if fakes.rng.random() < 0.1 else city
 
-    def _time(self, f: Any) -> str:
-        return self.pick(f"{self.rng.randint(0, 23)}:{self.rng.randint(0, 59):02}", f"{self.rng.randint(1, 12)} pm", f"{self.rng.randint(1, 12)} am")
 
-# %% ../../nbs/course/safety/rows.ipynb #b7c33ce8
+@_slot
+def _country(fakes: "Fakes", f: Any) -> str:
+    return fakes.fakers[0].country()
+
+
+@_slot
+def _postcode(fakes: "Fakes", f: Any) -> str:
+    return f.postcode()
+
+
+@_slot
+def _address(fakes: "Fakes", f: Any) -> str:
+    street, city, code = _street(fakes, f), _city(fakes, f), f.postcode()
+    return fakes.pick(f"{street}, {code} {city}", f"{street}, {city} {code}", f"{street}\n{code} {city}", f"{street} {city}",
+                     f"{street}\n{city}, {fakes.fakers[0].state_abbr()} {code}", f"{street}, {city}, {_country(fakes, f)}",
+                     f"the corner of {f.street_name()} and {f.street_name()}", f"{street}\n{city}\n{_country(fakes, f)} {code}")
+
+# %% ../../nbs/course/safety/rows.ipynb #549b02f7
+@_slot
+def _org(fakes: "Fakes", f: Any) -> str:
+    return fakes.pick(f.company(), f"{f.last_name()}{fakes.pick(*_ENDS)}", f"{f.last_name()} & {f.last_name()}{fakes.pick(*_ENDS)}",
+                     f"{fakes.fakers[0].word().capitalize()}{fakes.fakers[0].word()}{fakes.pick(*_ENDS)}",
+                     f"{_city(fakes, f)} {fakes.pick('University', 'Hospital', 'Council', 'Airlines', 'Museum', 'College', 'United')}",
+                     f"{fakes.fakers[0].word().capitalize()} {fakes.fakers[0].word().capitalize()}{fakes.pick(*_ENDS)}")
+
+# %% ../../nbs/course/safety/rows.ipynb #5ad426c8
+@_slot
+def _date(fakes: "Fakes", f: Any) -> str:
+    day = f.date_between(date(1960, 1, 1), date(2028, 12, 31))
+    return fakes.pick(*(day.strftime(form) for form in ("%Y-%m-%d", "%d/%m/%Y", "%m/%d/%Y", "%d.%m.%Y", "%B %d, %Y", "%d %B %Y", "%b %d",
+                       "%d %b %y", "%A", "%A morning", "%B %Y", "%Y-%m-%d %H:%M:%S", "%d %B", "%m/%d/%y")))
+
+
+@_slot
+def _year(fakes: "Fakes", f: Any) -> str:
+    return str(fakes.rng.randint(1900, 2026))
+
+
+@_slot
+def _age(fakes: "Fakes", f: Any) -> str:
+    return str(fakes.rng.randint(1, 99))
+
+
+@_slot
+def _phone(fakes: "Fakes", f: Any) -> str:
+    other = fakes.pick("(###) ###-####", "###-###-####", "+## ## ### ## ##", "0#### ######", "#### ####", "##-##-##-##", "0## ### ## ##", "+1-###-###-####x###")
+    return f.phone_number() if fakes.rng.random() < 0.6 else fakes.digits(other)
+
+# %% ../../nbs/course/safety/rows.ipynb #fcc84d0a
+@_slot
+def _ssn(fakes: "Fakes", f: Any) -> str:
+    return fakes.digits(fakes.pick("###-##-####", "###-##-####", "### ## ####", "#########", "##-###-####", "####-##-####")) \
+        if fakes.rng.random() < 0.7 else fakes.pick(*"ABCDEFGHKLMNPRSTVWXYZ") + fakes.digits(fakes.pick("#######", "###-####-####", "########"))
+
+
+@_slot
+def _title(fakes: "Fakes", f: Any) -> str:
+    return fakes.pick(*_TITLES)
+
+
+@_slot
+def _job(fakes: "Fakes", f: Any) -> str:
+    return fakes.fakers[0].job().split(",")[0]
+
+
+@_slot
+def _group(fakes: "Fakes", f: Any) -> str:
+    return fakes.pick(*_GROUPS)
+
+
+@_slot
+def _number(fakes: "Fakes", f: Any) -> str:
+    return fakes.digits(fakes.pick(*_NUMBERS))
+
+# %% ../../nbs/course/safety/rows.ipynb #359ba977
+@_slot
+def _amount(fakes: "Fakes", f: Any) -> str:
+    return fakes.pick("$", "€", "£", "USD ", "") + fakes.digits(fakes.pick("##", "###.##", "#,###", "##.#", "####"))
+
+
+@_slot
+def _card(fakes: "Fakes", f: Any) -> str:
+    return fakes.fakers[0].credit_card_number()
+
+
+@_slot
+def _email(fakes: "Fakes", f: Any) -> str:
+    return f.ascii_safe_email()
+
+
+@_slot
+def _url(fakes: "Fakes", f: Any) -> str:
+    return fakes.pick(fakes.fakers[0].url(), fakes.fakers[0].domain_name(), f"www.{fakes.fakers[0].domain_name()}")
+
+
+@_slot
+def _iban(fakes: "Fakes", f: Any) -> str:
+    return fakes.fakers[0].iban()
+
+# %% ../../nbs/course/safety/rows.ipynb #860bd7d7
+@_slot
+def _ip(fakes: "Fakes", f: Any) -> str:
+    return fakes.fakers[0].ipv4()
+
+
+@_slot
+def _time(fakes: "Fakes", f: Any) -> str:
+    return fakes.pick(f"{fakes.rng.randint(0, 23)}:{fakes.rng.randint(0, 59):02}", f"{fakes.rng.randint(1, 12)} pm", f"{fakes.rng.randint(1, 12)} am")
+
+# %% ../../nbs/course/safety/rows.ipynb #945dc485
 def _same_length(change: Callable[[str], str], text: str) -> str:
     "The text changed letter by letter; a letter whose other case is longer stays."
     return "".join(new if len(new := change(sign)) == 1 else sign for sign in text)
 
-
+# %% ../../nbs/course/safety/rows.ipynb #c1fc604b
 def varied(
     row: EntityRow,
     other: EntityRow,  # what may be put behind it
@@ -261,7 +325,7 @@ def varied(
         text = _same_length(str.upper, text)
     return text, spans
 
-# %% ../../nbs/course/safety/rows.ipynb #9c42df8f
+# %% ../../nbs/course/safety/rows.ipynb #54681b5e
 def davidson_labels(
     votes: Mapping[str, int],  # hate_speech, offensive_language, neither
 ) -> dict[str, float | None]:
@@ -285,7 +349,7 @@ def _davidson(split: str) -> list[TextRow]:
     return [(row["text"], davidson_labels(row["votes"])) for row in raw("davidson_hate", part)
             if split == "test" or part_of(f"tweet {row['id']}") == split and (split == "dev" or not _plainly_rude(row))]
 
-
+# %% ../../nbs/course/safety/rows.ipynb #4ed18233
 def _plainly_rude(row: Mapping[str, Any]) -> bool:
     "Half of the tweets that everybody found offensive and nobody hateful: there are far too many of them."
     votes = row["votes"]
@@ -297,7 +361,7 @@ def _toxic_spans(split: str) -> list[TextRow]:
     return [(row["text"], toxic_spans_labels(row)) for row in raw("toxic_spans", part)
             if split == "test" or part_of(f"comment {row['id']}") == split]
 
-# %% ../../nbs/course/safety/rows.ipynb #671157b5
+# %% ../../nbs/course/safety/rows.ipynb #153f07d3
 GROUPS = {"them": "women|men|immigrants|refugees|Muslims|Jews|Christians|Hindus|Sikhs|Black people|Asian people|white people|Latinos|Roma|gay people|"
                   "lesbians|trans people|bisexual people|disabled people|deaf people|blind people|wheelchair users|old people|foreigners|"
                   "Africans|Arabs|Mexicans|Poles|Indians|autistic people|girls|queer people|indigenous people|Turks",
@@ -312,7 +376,7 @@ def _contrast(row: Mapping[str, Any], rng: random.Random) -> TextRow:
     text = re.sub(r"\{(them|one|others)\}", lambda found: rng.choice(GROUPS[found[1]].split("|")), row["text"])
     return text[:1].upper() + text[1:] if rng.random() < 0.8 else text.lower(), {name: row["labels"].get(name) for name in TEXT}
 
-
+# %% ../../nbs/course/safety/rows.ipynb #3b786f9f
 def misspelt(
     text: str,
     rng: random.Random,
@@ -330,7 +394,7 @@ def misspelt(
         words[at:at + 2] = [words[at] + words[at + 1]]
     return " ".join(words)
 
-
+# %% ../../nbs/course/safety/rows.ipynb #7d618da3
 def _contrasts(split: str, copies: int = 10) -> list[TextRow]:
     "Our own rows, those with a slot several times, some of them misspelt."
     rng, rows = random.Random(f"contrast {split}"), []
@@ -402,7 +466,7 @@ def planted(
     before, after = (before if document[:at].strip() and not document[:at].endswith("\n") else ""), (after if document[at:].strip() else "")
     return f"{document[:at]}{before}{attack}{after}{document[at:]}", at + len(before)
 
-# %% ../../nbs/course/safety/rows.ipynb #bc472d9a
+# %% ../../nbs/course/safety/rows.ipynb #18b37e4b
 def _carriers(split: str) -> list[str]:
     "Documents that attacks are planted in: mails, tables, manuals."
     clean = [row["context"] for row in raw("prompt_injection", "indirect_train")
@@ -420,7 +484,7 @@ def _tasks(split: str) -> list[str]:
     rng = random.Random(f"tasks {split}")
     return bipia * 4 + mine * 3 + rng.sample(asked, min(len(asked), 250))
 
-
+# %% ../../nbs/course/safety/rows.ipynb #01e3654c
 @cache
 def _indirect(split: str, count: int = 2400) -> list[tuple[str, float]]:
     "Cuts of documents, half of them with a task planted in them; a third of those with the attack cut away again."
@@ -437,7 +501,7 @@ def _indirect(split: str, count: int = 2400) -> list[tuple[str, float]]:
             rows.append((cut(text, rng, (at, at + len(task)), most), 1.0))
     return rows
 
-
+# %% ../../nbs/course/safety/rows.ipynb #8779528e
 def _dressed(texts: Sequence[str], split: str, copies: int) -> list[str]:
     "Texts, and copies of them in another case, misspelt, or with a harmless sentence before or behind."
     rng, found = random.Random(f"dressed {split}"), list(texts)
@@ -458,7 +522,7 @@ def _direct(split: str) -> list[tuple[str, float]]:
     found = kept[split] + (mine if split in SPLITS else [])
     return [(text, 1.0) for text in (_dressed(found, split, 3) if split == "train" else found)]
 
-# %% ../../nbs/course/safety/rows.ipynb #71e8feba
+# %% ../../nbs/course/safety/rows.ipynb #06dcced3
 def _peaceful(split: str, most: int) -> list[str]:
     "A share of the harmless texts of every source, manuals cut to pieces."
     rng, found = random.Random(f"peaceful {split}"), []
@@ -471,7 +535,7 @@ def _peaceful(split: str, most: int) -> list[str]:
 
 
 @cache
-def _slotted(split: str, copies: int = 12) -> list[EntityRow]:
+def _slotted(split: str, copies: int = 10) -> list[EntityRow]:
     "Our own sentences, filled."
     fakes = Fakes(42 if split == "train" else 43)
     return [fill(row["text"], fakes) for row in own("entities") for _ in range(copies if split == "train" else 2)
@@ -482,7 +546,7 @@ def _few(rows: Sequence[Any], most: int = 1200) -> list[Any]:
     "At most so many rows, drawn with a fixed seed."
     return random.Random(7).sample(list(rows), min(len(rows), most))
 
-
+# %% ../../nbs/course/safety/rows.ipynb #cf767aa1
 _DATED = re.compile(r"\b(?:1[89]\d\d|20\d\d)\b|\b(?:Mon|Tues|Wednes|Thurs|Fri|Satur|Sun)day\b"
                     r"|\b(?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)\w*\b|\b\d+[-/.]\d+[-/.]\d+\b")
 _CAPITAL = re.compile(r"(?<=[^.!?\s] )[A-Z]\w+(?: [A-Z]\w+)*")
@@ -500,6 +564,29 @@ def _nameless(split: str) -> list[EntityRow]:
                                                 key=lambda span: span.start))))
     return rows
 
+# %% ../../nbs/course/safety/rows.ipynb #ba2e9336
+def _of_entities(split: str) -> dict[str, list[EntityRow]]:
+    known = split in SPLITS
+    return {"presidio_pii": _presidio(split), "own": _slotted(split) if known else [], "nameless": _nameless(split) if known else []}
+
+
+def _of_text(split: str) -> dict[str, list[TextRow]]:
+    "Orders, names and addresses are no insults."
+    calm = dict.fromkeys(TEXT, 0.0)
+    others = [*_direct(split), *_indirect(split), *_few(_presidio(split) + _slotted(split))] if split in SPLITS else []
+    return {"davidson_hate": _davidson(split), "toxic_spans": _toxic_spans(split), "own": _contrasts(split),
+            "harmless": [(text, dict(calm)) for text in _peaceful(split, 500)], "other heads": [(text, dict(calm)) for text, _ in others]}
+
+
+def _of_injection(split: str) -> dict[str, list[tuple[str, float]]]:
+    "Insults, names and addresses are no orders."
+    others = [*_davidson(split), *_toxic_spans(split), *_contrasts(split), *_few(_presidio(split) + _slotted(split))] if split in SPLITS else []
+    return {"direct": _direct(split), "indirect": _indirect(split) if split in SPLITS else [],
+            "harmless": [(text, 0.0) for text in _peaceful(split, 500)], "other heads": [(text, 0.0) for text, _ in others]}
+
+# %% ../../nbs/course/safety/rows.ipynb #b4495c7f
+_OF = {"entities": _of_entities, "toxicity": _of_text, "injection": _of_injection}
+
 
 def sources(
     head: str,  # entities, toxicity or injection
@@ -508,26 +595,11 @@ def sources(
     "The rows of a head by where they come from. Raises ValueError for an unknown head or part."
     if split not in (*SPLITS, "test"):
         raise ValueError(f"unknown part {split!r}: choose train, dev or test")
-    if head == "entities":
-        found = {"presidio_pii": _presidio(split), "own": _slotted(split) if split in SPLITS else [],
-                 "nameless": _nameless(split) if split in SPLITS else []}
-    elif head == "toxicity":
-        calm = dict.fromkeys(TEXT, 0.0)
-        found = {"davidson_hate": _davidson(split), "toxic_spans": _toxic_spans(split), "own": _contrasts(split),
-                 "harmless": [(text, dict(calm)) for text in _peaceful(split, 500)]}
-        if split in SPLITS:  # orders, names and addresses are no insults
-            found["other heads"] = [(text, dict(calm)) for text, _ in [*_direct(split), *_indirect(split), *_few(_presidio(split) + _slotted(split))]]
-    elif head == "injection":
-        found = {"direct": _direct(split), "indirect": _indirect(split) if split in SPLITS else [],
-                 "harmless": [(text, 0.0) for text in _peaceful(split, 500)]}
-        if split in SPLITS:  # insults, names and addresses are no orders
-            found["other heads"] = [(text, 0.0) for text, _ in [*_davidson(split), *_toxic_spans(split), *_contrasts(split),
-                                                                *_few(_presidio(split) + _slotted(split))]]
-    else:
+    if head not in _OF:
         raise ValueError(f"unknown head {head!r}: choose entities, toxicity or injection")
-    return {name: rows for name, rows in found.items() if rows}
+    return {name: rows for name, rows in _OF[head](split).items() if rows}
 
-
+# %% ../../nbs/course/safety/rows.ipynb #a01f1284
 def training_rows(
     head: str,  # entities, toxicity or injection
     split: str = "train",  # train, dev, or test where a set has one
