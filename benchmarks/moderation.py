@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -25,6 +26,7 @@ from serving import ROOT, free_port, stop, wait_until_ready
 
 from nlp_portfolio.cases.moderation import Broken, Moderator, open_desk
 from nlp_portfolio.course.datasets import load
+from nlp_portfolio.course.settings import home
 from nlp_portfolio.serving.load import Refused, closed_loop, open_loop, summary
 
 SERVICE = ROOT / "projects/4_safety_filter/service.py"
@@ -45,9 +47,15 @@ def texts_of(count: int, personal: float, seed: int = 7) -> list[str]:
     return made
 
 
+def disk() -> Path:
+    "A folder on the disk: a temporary one may be in memory, where a record costs nothing."
+    home().mkdir(parents=True, exist_ok=True)
+    return home()
+
+
 def audit_ms(count: int = 200) -> dict[str, float]:
     "What a record costs: signed, on the disk, the head on the disk."
-    with tempfile.TemporaryDirectory(dir=ROOT) as folder:
+    with tempfile.TemporaryDirectory(dir=disk()) as folder:
         desk, times = open_desk(Moderator(Broken("not needed"), rules=lambda text: []), folder), []
         found = desk.moderator.moderate("text")
         for _ in range(count):
@@ -79,7 +87,7 @@ async def measure(url: str, requests: int, on: Callable[[dict[str, Any]], None])
 
 def bench(requests: int, threads: int, model: str) -> pd.DataFrame:
     rows: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory(dir=ROOT) as folder:  # on the disk of the repository: a record in memory costs nothing
+    with tempfile.TemporaryDirectory(dir=disk()) as folder:
         url = f"http://127.0.0.1:{(port := free_port())}"
         command = [sys.executable, SERVICE, "--port", str(port), "--folder", folder, "--threads", str(threads), "--model", model]
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
