@@ -103,12 +103,12 @@ def bench(requests: int, threads: int, model: str) -> pd.DataFrame:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--requests", type=int, default=400, help="requests of each load")
-    parser.add_argument("--threads", type=int, default=1, help="threads of the encoder")
+    parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1), help="threads of the encoder")
     parser.add_argument("--model", default="safety", help="the encoder: the shipped one, or a folder")
     args = parser.parse_args()
     table = bench(args.requests, args.threads, args.model)
     facts = {"date": datetime.date.today().isoformat(), "requests": args.requests, "chars": CHARS, **audit_ms(),
-             "machine": f"{platform.machine()}, {os.cpu_count()} cores, encoder int8 on {args.threads} thread"}
+             "machine": f"{platform.machine()}, {os.cpu_count()} cores, encoder int8 on {args.threads} threads"}
     for file in (KEPT, REPORT):
         file.parent.mkdir(exist_ok=True)
         file.write_text(json.dumps({**facts, "rows": table.round(4).to_dict("records")}, indent=1) + "\n", encoding="utf-8")

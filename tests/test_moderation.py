@@ -160,6 +160,18 @@ def test_it_takes_several_looks_when_cutting_shows_more():
     assert Span(0, 12, "name", 0.9) in FILTER.moderate("Ada Lovelace").decision.spans
 
 
+def test_a_blocked_text_is_read_once_unless_somebody_will_look_at_it():
+    class Counting(Words):
+        def read(self, texts):
+            seen.append(texts)
+            return super().read(texts)
+
+    for text, looks in (("worm", 1), ("Ada, worm", 1), ("Ada", 2), ("Ada, worm, I want to die", 2)):
+        seen = []
+        made(Counting()).moderate(text)
+        assert len(seen) == looks, text
+
+
 def test_what_never_settles_is_blocked():
     class Growing(Words):
         def spans(self, text):

@@ -474,7 +474,12 @@ def _higher(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
 
     return {name: pick(old.get(name), new.get(name, old.get(name))) for name in {**old, **new}}
 
-# %% ../../nbs/course/cases/moderation.ipynb #2c3ad3c7
+# %% ../../nbs/course/cases/moderation.ipynb #f0c3bf98
+def _final(decision: Decision, policy: Policy) -> bool:
+    "Whether another look could change nothing: it is blocked, by the strongest action, and not because of a cry for help."
+    return decision.action == policy.precedence[0] == "block" and all(one.category != "self_harm" for one in decision.reasons)
+
+
 def _settled(moderator: Moderator, text: str, policy: Policy) -> tuple[dict[str, Any], list[Span], Decision, str | None]:
     "Scores, spans and decision after as many looks as it takes; and the text with the spans cut, None where it never settles."
     scores: dict[str, Any] = {}
@@ -487,7 +492,7 @@ def _settled(moderator: Moderator, text: str, policy: Policy) -> tuple[dict[str,
             scores = _higher(scores, {span.category: float(span.score)} if span.category in now else {})
         decision = decide(scores, spans, policy)
         after = _cut(text, decision.spans)
-        if after.text == shown.text or not decision.complete:
+        if after.text == shown.text or not decision.complete or _final(decision, policy):
             return scores, spans, decision, after.text
         shown = after
     return scores, spans, decision, None
