@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -25,6 +26,7 @@ from serving import ROOT, free_port, stop, wait_until_ready
 
 from nlp_portfolio.cases.moderation import Broken, Moderator, open_desk
 from nlp_portfolio.course.datasets import load
+from nlp_portfolio.course.settings import home
 from nlp_portfolio.serving.load import Refused, closed_loop, open_loop, summary
 
 SERVICE = ROOT / "projects/4_safety_filter/service.py"
@@ -34,20 +36,26 @@ PERSONAL = "Write to {name}@example.org or call +49 30 {number}, {day}."
 
 
 def texts_of(count: int, personal: float, seed: int = 7) -> list[str]:
-    "Texts of 1,000 characters from tickets of the sample; a share of them ends with an address and a number."
-    rng, pool = random.Random(seed), load("tickets", "train", source="sample")["text"]
+    "Texts of 1,000 characters from reviews of the sample, two where one is short; a share ends with an address and a number."
+    rng, pool = random.Random(seed), sorted(load("imdb", "train", source="sample")["text"], key=len)[-150:]
     made = []
     for _ in range(count):
         name = "".join(rng.choices("bcdfgl", k=6))
         about = PERSONAL.format(name=name, number=rng.randrange(10**6, 10**7), day=rng.randrange(10**6))
         end = f" {about}" if rng.random() < personal else ""
-        made.append((" ".join(rng.choices(pool, k=12)))[: CHARS - len(end)] + end)
+        made.append(("\n\n".join(rng.sample(pool, 2)))[: CHARS - len(end)] + end)
     return made
+
+
+def disk() -> Path:
+    "A folder on the disk: a temporary one may be in memory, where a record costs nothing."
+    home().mkdir(parents=True, exist_ok=True)
+    return home()
 
 
 def audit_ms(count: int = 200) -> dict[str, float]:
     "What a record costs: signed, on the disk, the head on the disk."
-    with tempfile.TemporaryDirectory(dir=ROOT) as folder:
+    with tempfile.TemporaryDirectory(dir=disk()) as folder:
         desk, times = open_desk(Moderator(Broken("not needed"), rules=lambda text: []), folder), []
         found = desk.moderator.moderate("text")
         for _ in range(count):
@@ -79,7 +87,7 @@ async def measure(url: str, requests: int, on: Callable[[dict[str, Any]], None])
 
 def bench(requests: int, threads: int, model: str) -> pd.DataFrame:
     rows: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory(dir=ROOT) as folder:  # on the disk of the repository: a record in memory costs nothing
+    with tempfile.TemporaryDirectory(dir=disk()) as folder:
         url = f"http://127.0.0.1:{(port := free_port())}"
         command = [sys.executable, SERVICE, "--port", str(port), "--folder", folder, "--threads", str(threads), "--model", model]
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
@@ -95,12 +103,12 @@ def bench(requests: int, threads: int, model: str) -> pd.DataFrame:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--requests", type=int, default=400, help="requests of each load")
-    parser.add_argument("--threads", type=int, default=1, help="threads of the encoder")
+    parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1), help="threads of the encoder")
     parser.add_argument("--model", default="safety", help="the encoder: the shipped one, or a folder")
     args = parser.parse_args()
     table = bench(args.requests, args.threads, args.model)
     facts = {"date": datetime.date.today().isoformat(), "requests": args.requests, "chars": CHARS, **audit_ms(),
-             "machine": f"{platform.machine()}, {os.cpu_count()} cores, encoder int8 on {args.threads} thread"}
+             "machine": f"{platform.machine()}, {os.cpu_count()} cores, encoder int8 on {args.threads} threads"}
     for file in (KEPT, REPORT):
         file.parent.mkdir(exist_ok=True)
         file.write_text(json.dumps({**facts, "rows": table.round(4).to_dict("records")}, indent=1) + "\n", encoding="utf-8")

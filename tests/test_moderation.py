@@ -26,6 +26,7 @@ from nlp_portfolio.cases.moderation import (
     combined,
     in_time,
     measure_evasion,
+    moved,
     open_desk,
     reviewer_name,
     self_harm,
@@ -96,7 +97,7 @@ def test_the_characters_of_the_original_go_the_unseen_ones_too():
 
 
 def test_self_harm_meets_a_person_and_help_and_is_never_blocked_for_harsh_words():
-    for text in ("I want to kill myself", "i'm a worm, I want to kill myself", "1 w4nt t0 d1e"):
+    for text in ("I want to kill myself", "i'm a worm, I want to kill myself", "i w4nt to d1e"):
         found = FILTER.moderate(text)
         assert (found.decision.action, found.decision.category) == ("review", "self_harm"), text
         assert (found.help, found.text) == (HELP, None)
@@ -159,6 +160,18 @@ def test_it_takes_several_looks_when_cutting_shows_more():
     assert Span(0, 12, "name", 0.9) in FILTER.moderate("Ada Lovelace").decision.spans
 
 
+def test_a_blocked_text_is_read_once_unless_somebody_will_look_at_it():
+    class Counting(Words):
+        def read(self, texts):
+            seen.append(texts)
+            return super().read(texts)
+
+    for text, looks in (("worm", 1), ("Ada, worm", 1), ("Ada", 2), ("Ada, worm, I want to die", 2)):
+        seen = []
+        made(Counting()).moderate(text)
+        assert len(seen) == looks, text
+
+
 def test_what_never_settles_is_blocked():
     class Growing(Words):
         def spans(self, text):
@@ -185,6 +198,26 @@ def test_a_higher_score_is_never_milder(scores, label, more):
     other.values = one.values | {label: max(one.values[label], more)}
     strength = load_policy().strength
     assert strength(action("text", made(other))) >= strength(action("text", made(one)))
+
+
+def test_a_threshold_of_the_card_becomes_a_half():
+    class Careful(Words):
+        thresholds = {"threat": 0.99, "toxicity": 0.2}
+
+    assert made(Careful()).moderate("kill").scores["threat"] < 0.4 < FILTER.moderate("kill").scores["threat"]
+    assert made(Careful()).moderate("Hello.").scores["toxicity"] == pytest.approx(0.1 * 0.8 / (0.1 * 0.8 + 0.9 * 0.2), abs=1e-12)
+    assert [moved(p, 0.7) for p in (0.0, 0.7, 1.0)] == [0.0, pytest.approx(0.5, abs=1e-12), 1.0]
+
+
+def test_a_number_that_the_encoder_found_is_weighed_by_the_words_around_it():
+    class Numbers(Words):
+        entities = (*Words.entities, "phone", "national_id")
+
+        def spans(self, text):
+            return [Span(*mark.span(), "phone", 0.9) for mark in re.finditer(r"\d+|digits", text)]
+
+    assert made(Numbers()).moderate("order number 77316554").text == "order number 77316554"
+    assert made(Numbers()).moderate("ring me on 77316554, digits").text == "ring me on [phone], digits"
 
 
 # ---- it fails closed

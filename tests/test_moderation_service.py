@@ -335,8 +335,9 @@ def planted(rng: random.Random) -> tuple[str, str]:
 
 
 def left_behind(place: Path, page: str, values: list[str]) -> list[str]:
-    "Planted values that stand somewhere: in a file of whichever kind, or on the page of metrics."
-    everything = stored(place) + page.encode()
+    "Planted values that stand somewhere: in a file, or on the page of metrics. The model's own file is not read."
+    files = [file for file in place.rglob("*") if file.is_file() and file.suffix != ".onnx"]
+    everything = b"".join(file.read_bytes() for file in files) + page.encode()
     return [value for value in values if value.encode() in everything]
 
 

@@ -5,6 +5,7 @@ POST /moderate · POST /redact · GET /review · POST /review/claim · POST /rev
 
 import argparse
 import json
+import os
 import re
 from collections.abc import Callable
 from contextlib import suppress
@@ -242,7 +243,7 @@ if __name__ == "__main__":
     parser.add_argument("--policy", help="a policy file; without it, the one that the course ships")
     parser.add_argument("--log", help="where to keep the request log: a file, or a postgresql:// URL")
     parser.add_argument("--dtype", choices=("int8", "float32"), default="int8")
-    parser.add_argument("--threads", type=int, default=1, help="threads of the encoder")
+    parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1), help="threads of the encoder")
     parser.add_argument("--baseline", type=float, default=0.05, help="usual share of toxic decisions; twice that alerts")
     parser.add_argument("--model", default="safety", help="the encoder: the shipped one, or a folder that save_heads wrote")
     args = parser.parse_args()
