@@ -61,7 +61,8 @@ STYLE = """<style>
 .track i { position: absolute; top: -4px; bottom: -4px; width: 2px }
 .scroll { max-height: 32em; overflow-y: auto } .rows { width: 100%; border: 0 !important; font-size: .92em }
 .rows td, .rows th { border: 0 !important; padding: 6px 10px 6px 0 !important; text-align: left; vertical-align: top }
-.rows tr { border-bottom: 1px solid var(--border-color-primary) !important } .rows .short { white-space: nowrap }
+.rows tr { border: 0 solid var(--border-color-primary) !important }
+.rows tr { border-bottom-width: 1px !important } .rows .short { white-space: nowrap }
 </style>"""
 
 
@@ -139,7 +140,7 @@ def answer(text: str, said: dict[str, Any], policy: Policy, ms: float) -> str:
     left = sorted({one["category"] for one in said["spans"]} - {one["category"] for one in said["redact"]})
     why = [in_words(one) for one in said["reasons"]] or ["nothing in it reaches a threshold"]
     why += [f"found, and left in the text: {', '.join(map(plain, left))}"] if left else []
-    goes = escape(said["text"]) if said["text"] is not None else f"<span class='quiet'>{then}</span>"
+    goes = escape(said["text"]) if said["text"] is not None else "<span class='quiet'>nothing</span>"
     bars = "".join(bar(one, said["scores"].get(one.name)) for one in policy.categories if one.name in SAYS)
     help = f'<div class="help">{escape(said["help"])}</div>' if said["help"] else ""
     return (f'<div class="verdict" style="border-color: {colour}"><b style="color: {colour}">{name}</b><br>{then}<br>'
@@ -269,7 +270,7 @@ def page() -> gr.Blocks:
                 verdict = gr.HTML()
         with gr.Tab("Policy"), gr.Row():
             with gr.Column(scale=4):
-                edited = gr.Code(shipped(), language="yaml", label="The policy: change a threshold", lines=24, max_lines=30,
+                edited = gr.Code(shipped(), language="yaml", label="The policy: change a threshold", lines=20, max_lines=24,
                                  wrap_lines=True)
                 with gr.Row():
                     show, take = gr.Button("Show the effect", variant="primary"), gr.Button("Use it on this page")
