@@ -195,7 +195,7 @@ FOR = {
 }
 
 # %% ../../nbs/10_safety/47_pii.ipynb #377cd4ef
-AGAINST = (r"order|invoice|parcel|track|ticket|\bcase\b|\bref|isbn|issn|\bean\b|\bsku\b|serial|imei|model|version|build|release|"
+AGAINST = (r"order|invoice|parcel|track|ticket|\bcase\b|\bref(?:erence)?\b|isbn|issn|\bean\b|\bsku\b|serial|imei|model|version|build|release|"
            r"firmware|\bpart\b|article|\bitem|claim|booking|policy|batch|\blot\b|quote|meter|voucher|coupon|barcode|"
            r"licen[cs]e key|transaction|contract|member|customer n|flight|section|chapter|\bv\b|zip|postcode|room")
 AGAINST_BIRTH = r"join|start|order|deliver|sign|since|move|marri|bought|expire|valid|appoint|due|graduat|\bdied\b"
