@@ -181,6 +181,11 @@ def test_the_train_part_is_found():
     assert scores["recall"] == 1.0 and scores["precision"] >= 0.9 and scores["gold"] == 32
 
 
+def test_a_refund_is_no_reference():
+    assert [span.category for span in find("Refund 4111 1111 1111 1111")] == ["card"]
+    assert find("Ref 4111 1111 1111 1111") == find("reference: 4111 1111 1111 1111") == []
+
+
 # ---- odd texts
 
 
@@ -189,12 +194,7 @@ def test_the_train_part_is_found():
 @example("\0")
 @example("\ud83d call 020 7946 0712 \udc00")
 @example("café 4526018159083012 ١٢٣")
-@example("@.def test_a_refund_is_no_reference():
-    assert [span.category for span in find("Refund 4111 1111 1111 1111")] == ["card"]
-    assert find("Ref 4111 1111 1111 1111") == find("reference: 4111 1111 1111 1111") == []
-
-
-@::1 at at dot")
+@example("@.@::1 at at dot")
 def test_any_text_gives_spans_inside_it_in_order(text):
     spans = find(text)
     assert all(0 <= one.start < one.end <= len(text) and 0.5 <= one.score <= 1 for one in spans)
