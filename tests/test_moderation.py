@@ -149,24 +149,22 @@ def test_redacting_the_redacted_changes_nothing(text):
     once = FILTER.redact(text)
     again = FILTER.redact(once.text)
     assert again.text == once.text and again.decision.action == "allow"
-    found = FILTER.moderate(text)
-    if found.decision.action == "redact":
-        assert (action(found.text), FILTER.moderate(found.text).text) == ("allow", found.text)
 
 
 def test_it_takes_several_looks_when_cutting_shows_more():
-    assert FILTER.moderate("Ada byron Ada").text == "[name] [name] [name]"
-    assert FILTER.moderate("Ada Lovelace").text == "[name]"
-    assert Span(0, 12, "name", 0.9) in FILTER.moderate("Ada Lovelace").decision.spans
+    assert FILTER.redact("Ada byron Ada").text == "[name] [name] [name]"
+    assert FILTER.redact("Ada Lovelace").text == "[name]"
+    assert Span(0, 12, "name", 0.9) in FILTER.redact("Ada Lovelace").decision.spans
+    assert FILTER.moderate("Ada Lovelace").text == "[name] Lovelace"
 
 
-def test_a_blocked_text_is_read_once_unless_somebody_will_look_at_it():
+def test_a_text_is_read_once_unless_somebody_will_look_at_it():
     class Counting(Words):
         def read(self, texts):
             seen.append(texts)
             return super().read(texts)
 
-    for text, looks in (("worm", 1), ("Ada, worm", 1), ("Ada", 2), ("Ada, worm, I want to die", 2)):
+    for text, looks in (("worm", 1), ("Ada, worm", 1), ("Ada", 1), ("Ada, worm, I want to die", 2)):
         seen = []
         made(Counting()).moderate(text)
         assert len(seen) == looks, text
@@ -177,7 +175,7 @@ def test_what_never_settles_is_blocked():
         def spans(self, text):
             return [Span(end - 1, end, "name", 0.9) for end in [len(text.rstrip("[name]"))] if end]
 
-    found = made(Growing()).moderate("b c d f g h i j k l " * 5)
+    found = made(Growing()).redact("b c d f g h i j k l " * 5)
     assert found.decision.action == "block" and "did not come to an end" in found.reasons[0] and found.text is None
 
 

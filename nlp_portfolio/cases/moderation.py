@@ -323,7 +323,7 @@ class Moderator:
 
     def moderate(self, text: str) -> Moderated:
         "Decide about a text, see `decided`. Raises TypeError for what is no text."
-        return decided(self, text, self.policy)
+        return decided(self, text, self.policy, once=True)
 
     def redact(self, text: str) -> Moderated:
         "The same by a policy that only redacts: `text` is what may be stored of it, None where a detector failed. Raises TypeError."
@@ -480,8 +480,8 @@ def _final(decision: Decision, policy: Policy) -> bool:
     return decision.action == policy.precedence[0] == "block" and all(one.category != "self_harm" for one in decision.reasons)
 
 
-def _settled(moderator: Moderator, text: str, policy: Policy) -> tuple[dict[str, Any], list[Span], Decision, str | None]:
-    "Scores, spans and decision after as many looks as it takes; and the text with the spans cut, None where it never settles."
+def _settled(moderator: Moderator, text: str, policy: Policy, once: bool) -> tuple[dict[str, Any], list[Span], Decision, str | None]:
+    "Scores, spans and decision after one look or as many as it takes; and the text with the spans cut, None where it never settles."
     scores: dict[str, Any] = {}
     spans, shown = _cut_by_rules(moderator, text, policy)
     for _ in range(ROUNDS):
@@ -492,7 +492,8 @@ def _settled(moderator: Moderator, text: str, policy: Policy) -> tuple[dict[str,
             scores = _higher(scores, {span.category: float(span.score)} if span.category in now else {})
         decision = decide(scores, spans, policy)
         after = _cut(text, decision.spans)
-        if after.text == shown.text or not decision.complete or _final(decision, policy):
+        done = _final(decision, policy) or (once and decision.action in ("allow", "redact"))
+        if after.text == shown.text or not decision.complete or done:
             return scores, spans, decision, after.text
         shown = after
     return scores, spans, decision, None
@@ -516,6 +517,7 @@ def decided(
     moderator: Moderator,
     text: str,  # as it came
     policy: Policy,
+    once: bool = False,  # one look is enough, unless a person is to see an excerpt
 ) -> Moderated:
     """The decision on a text. The same text gets the same decision as long as no detector fails. What is too long, and whatever a
     detector fails on, gets the policy's default. Raises TypeError for what is no text."""
@@ -524,7 +526,7 @@ def decided(
         why = f"{size:,} characters are more than the {MAX_CHARS:,} that are read"
         return Moderated(_refused(policy, why), None, (), {}, time.perf_counter() - began)
     try:
-        scores, spans, decision, shown = in_time(lambda: _settled(moderator, text, policy), moderator.seconds)
+        scores, spans, decision, shown = in_time(lambda: _settled(moderator, text, policy, once), moderator.seconds)
     except Exception as err:  # what nobody thought of is no permission either
         scores, spans, decision, shown = {}, [], _refused(policy, f"the filter failed ({type(err).__name__})"), text
     moderator._failed.append(next((one.why for one in decision.reasons if one.at is None), ""))
