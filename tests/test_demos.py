@@ -28,3 +28,5 @@ def test_every_project_has_a_tab_and_answers_in_it(demos: str, tmp_path: Path) -
         page.click("Ask")
         page.wait("document.querySelector('.quiet')?.innerText.includes('answered by')", 180)
         assert "rmdir" in page.run("document.querySelector('.said').innerText")
+        page.tab("Safety filter")
+        page.wait("document.querySelector('.verdict b')?.innerText === 'Redacted'", 120)
