@@ -364,3 +364,15 @@ def test_the_shipped_encoder_finds_what_is_plain():
     assert {span.category for span in name.spans} == {"name", "address"} and "phone" in {span.category for span in phone.spans}
     assert insult.scores["toxicity"] > 0.5 and threat.scores["threat"] > 0.5 and attack.scores["injection"] > 0.5
     assert max(parcel.scores.values()) < 0.3 and table.scores["injection"] < 0.5
+
+
+@pytest.mark.parametrize("source", ["", "local"])
+def test_an_empty_source_means_the_local_folder(source, tmp_path, monkeypatch):
+    (tmp_path / "davidson_hate").mkdir()
+    with gzip.open(tmp_path / "davidson_hate/train.jsonl.gz", "wt", encoding="utf-8") as file:
+        file.write('{"id": 1}\n')
+    monkeypatch.setenv("NLP_PORTFOLIO_DATA", str(tmp_path))
+    monkeypatch.setenv("NLP_PORTFOLIO_SOURCE", source)
+    assert raw("davidson_hate", "train") == [{"id": 1}]
+    monkeypatch.setenv("NLP_PORTFOLIO_SOURCE", "sample")
+    assert raw("davidson_hate", "train") == []

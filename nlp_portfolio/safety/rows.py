@@ -36,7 +36,7 @@ def raw(
     part: str,  # file without its ending
 ) -> list[dict[str, Any]]:  # nothing where the file is not at hand
     "The rows of a set. Raises ValueError for a file that is there and cannot be read."
-    if os.environ.get("NLP_PORTFOLIO_SOURCE", "local") != "local" or not (home := os.environ.get("NLP_PORTFOLIO_DATA")):
+    if (os.environ.get("NLP_PORTFOLIO_SOURCE") or "local") != "local" or not (home := os.environ.get("NLP_PORTFOLIO_DATA")):
         return []
     file = Path(home).expanduser() / name / f"{part}.jsonl.gz"
     if not file.is_file():
