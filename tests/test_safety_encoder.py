@@ -1,5 +1,6 @@
 """The safety encoder: windows that cover, offsets that point at the text, unknown labels teach nothing, a file that loads."""
 
+import gzip
 import json
 import math
 import random
@@ -44,6 +45,7 @@ from nlp_portfolio.safety.rows import (
     own,
     part_of,
     planted,
+    raw,
     sources,
     training_rows,
     varied,
