@@ -4,11 +4,16 @@ import gzip
 import json
 import math
 import random
+import re
 import shutil
+import subprocess
+import sys
+import tomllib
 
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -378,3 +383,15 @@ def test_an_empty_source_means_the_local_folder(source, tmp_path, monkeypatch):
     assert raw("davidson_hate", "train") == [{"id": 1}]
     monkeypatch.setenv("NLP_PORTFOLIO_SOURCE", "sample")
     assert raw("davidson_hate", "train") == []
+
+
+def test_training_rows_need_nothing_but_the_extra_neural():
+    "Lessons 48 and 49 install no more than that on Colab."
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    brings = {re.match(r"[\w.-]+", one)[0].lower() for one in project["optional-dependencies"]["neural"]}
+    code = """import sys
+for name in "presidio_analyzer presidio_anonymizer phonenumbers stdnum spacy tldextract".split(): sys.modules[name] = None
+from nlp_portfolio.safety.rows import training_rows
+print(all(len(training_rows(head, part)) for head in ("toxicity", "injection", "entities") for part in ("train", "dev")))"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "faker" in brings and done.stdout.strip() == "True", done.stderr[-500:]
