@@ -6,6 +6,7 @@ import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import patch
 
 import pytest
 from hypothesis import given
@@ -34,7 +35,7 @@ from nlp_portfolio.cases.moderation import (
     totals,
 )
 from nlp_portfolio.safety.audit import AuditError
-from nlp_portfolio.safety.evasion import evasions
+from nlp_portfolio.safety.evasion import Plain, evasions
 from nlp_portfolio.safety.policy import Failed, Span, decide, load_policy, redacted
 
 LABELS = ("toxicity", "hate", "threat", "injection")
@@ -86,6 +87,31 @@ def test_a_text_gets_its_decision(text, wanted, passed):
     found = FILTER.moderate(text)
     assert (found.decision.action, found.text, found.decision.complete) == (wanted, passed, True)
     assert all(found.reasons) and bool(found.reasons) == (wanted != "allow") and found.seconds > 0
+
+
+def test_of_another_reading_only_what_changed_is_read():
+    seen = []
+
+    class Listening(Words):
+        def read(self, texts):
+            seen.extend(texts)
+            return super().read(texts)
+
+    text = f"{'calm ' * 300}y0u w0rm, {'calm ' * 300}"
+    assert action(text, made(Listening())) == "block"
+    assert seen[0] == text and "calm you worm, calm" in seen[1] and len(seen[1]) < 500
+
+
+@given(st.text("ab ", max_size=40), st.text("ab ", max_size=40), st.integers(0, 8))
+def test_the_changed_part_holds_every_change(first, other, margin):
+    def place(text):
+        return Plain(text, range(len(text)), range(1, len(text) + 1))
+
+    with patch.object(moderation, "MARGIN", margin):
+        part = moderation._changed(place(other), place(first))
+    start, end = (part.starts[0], part.ends[-1]) if part.text else (len(other), len(other))
+    assert part.text == other[start:end]
+    assert first.startswith(other[:start]) and first.endswith(other[end:])
 
 
 def test_the_characters_of_the_original_go_the_unseen_ones_too():
