@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ENTITIES', 'TEXT', 'INJECTION', 'UNKNOWN', 'EntityRow', 'TextRow', 'SPLITS', 'CATEGORY', 'SLOTS', 'LOCALES', 'GROUPS',
            'HELD', 'HELD_TYPES', 'raw', 'own', 'part_of', 'entity_row', 'fill', 'Fakes', 'varied', 'davidson_labels',
-           'toxic_spans_labels', 'misspelt', 'harmless', 'cut', 'planted', 'sources', 'training_rows']
+           'toxic_spans_labels', 'misspelt', 'among', 'harmless', 'cut', 'planted', 'sources', 'training_rows']
 
 # %% ../../nbs/course/safety/rows.ipynb #caace036
 import gzip
@@ -25,7 +25,7 @@ from .policy import Span
 
 # %% ../../nbs/course/safety/rows.ipynb #75fd731a
 ENTITIES = ("name", "address", "organisation", "date", "age", "phone", "national_id", "title", "group")
-TEXT, INJECTION = ("toxicity", "hate", "threat"), ("injection",)
+TEXT, INJECTION = ("toxicity", "hate", "threat", "self_harm"), ("injection",)
 UNKNOWN = "unknown"  # category of a span that nobody labelled: it trains nothing
 EntityRow = tuple[str, tuple[Span, ...]]
 TextRow = tuple[str, dict[str, float | None]]
@@ -329,10 +329,11 @@ def varied(
 def davidson_labels(
     votes: Mapping[str, int],  # hate_speech, offensive_language, neither
 ) -> dict[str, float | None]:
-    "Shares of the people who read a tweet. Threats were not asked about; a tweet that all found harmless holds none."
+    "Shares of the people who read a tweet. Threats and self-harm were not asked about; a tweet that all found harmless holds none."
     count = sum(votes.values())
     toxic = (votes["hate_speech"] + votes["offensive_language"]) / count
-    return {"toxicity": toxic, "hate": votes["hate_speech"] / count, "threat": None if toxic else 0.0}
+    rest = None if toxic else 0.0
+    return {"toxicity": toxic, "hate": votes["hate_speech"] / count, "threat": rest, "self_harm": rest}
 
 
 def toxic_spans_labels(
@@ -374,7 +375,7 @@ GROUPS = {"them": "women|men|immigrants|refugees|Muslims|Jews|Christians|Hindus|
 def _contrast(row: Mapping[str, Any], rng: random.Random) -> TextRow:
     "One of our own rows with its groups filled in."
     text = re.sub(r"\{(them|one|others)\}", lambda found: rng.choice(GROUPS[found[1]].split("|")), row["text"])
-    return text[:1].upper() + text[1:] if rng.random() < 0.8 else text.lower(), {name: row["labels"].get(name) for name in TEXT}
+    return text[:1].upper() + text[1:] if rng.random() < 0.8 else text.lower(), {name: row["labels"].get(name, 0.0) for name in TEXT}
 
 # %% ../../nbs/course/safety/rows.ipynb #3b786f9f
 def misspelt(
@@ -395,14 +396,29 @@ def misspelt(
     return " ".join(words)
 
 # %% ../../nbs/course/safety/rows.ipynb #7d618da3
-def _contrasts(split: str, copies: int = 10) -> list[TextRow]:
-    "Our own rows, those with a slot several times, some of them misspelt."
+def among(
+    text: str,
+    calm: Sequence[str],  # harmless texts to draw from
+    rng: random.Random,
+) -> str:
+    "The text in the midst of one to four harmless ones: as in a mail that begins and ends politely."
+    some = rng.sample(calm, min(len(calm), rng.choice((1, 1, 2, 3, 4))))
+    at, gap = rng.randint(0, len(some)), rng.choice((" ", " ", "\n", "\n\n"))
+    return gap.join([*some[:at], text, *some[at:]])
+
+
+def _contrasts(split: str, copies: int = 8) -> list[TextRow]:
+    "Our own rows, those with a slot several times; of the copies a third among harmless sentences, some misspelt."
     rng, rows = random.Random(f"contrast {split}"), []
+    calm = [row["text"] for row in own("benign") if part_of(row["text"], 0.15) == split and len(row["text"]) < 160]
     for row in own("text") if split in SPLITS else ():
         if part_of(row["text"], 0.15) == split:
-            many = (copies if "{" in row["text"] else 4) if split == "train" else 3 if "{" in row["text"] else 1
-            rows += [_contrast(row, rng) for _ in range(many)]
-    return [(misspelt(text, rng) if split == "train" and rng.random() < 0.15 else text, labels) for text, labels in rows]
+            many = (copies if "{" in row["text"] else 4) if split == "train" else 2
+            for copy in range(many):
+                text, labels = _contrast(row, rng)
+                text = among(text, calm, rng) if copy % 3 == 1 else text
+                rows.append((misspelt(text, rng) if split == "train" and rng.random() < 0.12 else text, labels))
+    return rows
 
 # %% ../../nbs/course/safety/rows.ipynb #808376ed
 @cache
