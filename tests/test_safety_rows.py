@@ -1,12 +1,15 @@
 """The safety encoder is not measured on what it learned from: our own rows against each text that a lesson or project scores."""
 
 import json
+import random
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from typing import Any
 
 from conftest import ROOT
+
+from nlp_portfolio.safety import rows
 
 DATA = ROOT / "nlp_portfolio" / "data"
 SETS = ("toxicity/*", "pii/test*", "prompt_injection/indirect_test*", "hatecheck/*", "surge_toxicity/*", "moderation_eval/*",
@@ -44,6 +47,20 @@ def test_no_row_is_close_to_a_text_that_is_measured() -> None:
         for one in trigrams(text):
             places[one].add(number)
     assert len(measured) > 2000 and close(next(text for text in measured if len(text.split()) > 6), places)
-    rows = [json.loads(line) for line in (DATA / "safety/rows.jsonl").read_text(encoding="utf-8").splitlines()]
-    assert len({row["text"] for row in rows}) == len(rows)
-    assert [row["text"] for row in rows if close(row["text"], places)] == []
+    ours = [json.loads(line) for line in (DATA / "safety/rows.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert len({row["text"] for row in ours}) == len(ours)
+    assert [row["text"] for row in ours if close(row["text"], places)] == []
+
+
+def test_a_text_stands_whole_among_harmless_ones() -> None:
+    calm = [f"calm {number}" for number in range(9)]
+    made = [rows.among("I will find you.", calm, random.Random(seed)) for seed in range(200)]
+    assert all("I will find you." in text and "calm" in text for text in made)
+    assert {text.startswith("I will") for text in made} == {text.endswith("find you.") for text in made} == {True, False}
+    assert rows.among("Alone.", [], random.Random(1)) == "Alone."
+
+
+def test_threats_and_cries_for_help_are_learnt_among_harmless_sentences_too() -> None:
+    written = {row["text"] for row in rows.own("text") if row["labels"].get("self_harm", 0) > 0.5}
+    found = [text for text, labels in rows.sources("toxicity")["own"] if labels["self_harm"] and labels["self_harm"] > 0.5]
+    assert len(written) > 100 and sum(text not in written and any(one in text for one in written) for text in found) > 50
