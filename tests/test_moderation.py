@@ -184,16 +184,37 @@ def test_it_takes_several_looks_when_cutting_shows_more():
     assert FILTER.moderate("Ada Lovelace").text == "[name] Lovelace"
 
 
-def test_a_text_is_read_once_unless_somebody_will_look_at_it():
+def test_the_encoder_reads_a_text_once_and_again_only_what_will_be_stored():
     class Counting(Words):
         def read(self, texts):
             seen.append(texts)
             return super().read(texts)
 
-    for text, looks in (("worm", 1), ("Ada, worm", 1), ("Ada", 1), ("Ada, worm, I want to die", 2)):
+    for text in ("worm", "Ada, worm", "Ada", "Ada, worm, I want to die", "I want to die"):
         seen = []
         made(Counting()).moderate(text)
-        assert len(seen) == looks, text
+        assert len(seen) == 1, text
+    seen = []
+    made(Counting()).redact("Ada Lovelace")
+    assert len(seen) > 1
+
+
+def test_the_rules_look_again_at_what_the_encoder_leaves():
+    def after_names(text):
+        return [Span(*mark.span(), "phone") for mark in re.finditer(r"(?<=\[name\] )\d+", text)]
+
+    found = made(rules=after_names).moderate("Ada 4711")
+    assert (found.decision.action, found.text, found.scores["phone"]) == ("redact", "[name] [phone]", 1.0)
+    assert made(rules=after_names).moderate("Ada 4711, I want to die").decision.action == "review"
+
+
+def test_a_plain_threat_is_seen_whatever_stands_around_it():
+    calm = made(SimpleNamespace(read=lambda texts: [SimpleNamespace(spans=(), scores=dict.fromkeys(LABELS, 0.0))] * len(texts),
+                                entities=Words.entities, labels=LABELS))
+    for text in ("I will k\u0456ll you.", "Thank you so much, what a lovely day. I w1ll kill you. Bye!", "te voy a matar"):
+        assert action(text, calm) == "block"
+    assert action('He wrote to me: "I will kill you"', calm) == "review"
+    assert action("I will never kill you. I'll shoot you an email, and then we will kill them in the final.", calm) == "allow"
 
 
 def test_what_never_settles_is_blocked():

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['HELP', 'MAX_CHARS', 'TOXIC', 'PII', 'MARGIN', 'SECONDS', 'WARM_UP_S', 'FAILURES', 'NUMBERS', 'ROUNDS', 'Answer',
-           'SLOTS', 'REVIEWER', 'self_harm', 'Stuck', 'Alone', 'in_time', 'is_toxic', 'Moderated', 'as_answer',
-           'Reader', 'Broken', 'load_reader', 'placeholders', 'only_redacting', 'Moderator', 'moved', 'combined',
-           'decided', 'Window', 'totals', 'ToxicRate', 'reviewer_name', 'keys_in', 'open_log', 'Desk', 'open_desk',
-           'tidy', 'measure_evasion']
+           'SLOTS', 'REVIEWER', 'self_harm', 'threat', 'Stuck', 'Alone', 'in_time', 'is_toxic', 'Moderated',
+           'as_answer', 'Reader', 'Broken', 'load_reader', 'placeholders', 'only_redacting', 'Moderator', 'moved',
+           'combined', 'decided', 'Window', 'totals', 'ToxicRate', 'reviewer_name', 'keys_in', 'open_log', 'Desk',
+           'open_desk', 'tidy', 'measure_evasion']
 
 # %% ../../nbs/course/cases/moderation.ipynb #ed6bc60a
 import math
@@ -55,6 +55,23 @@ _DIRECT = re.compile(r"""\b(?: kill(?:ing)?\ my\ ?self\b(?!\ (?:laughing|with\ l
                      re.IGNORECASE | re.VERBOSE)
 _OTHERS = re.compile(r"\b(?:prevent(?:ion|ing)?|awareness|hotline|helpline|novel|film|movie|report(?:ed|s)?|statistics?|study)\b", re.IGNORECASE)
 
+# %% ../../nbs/course/cases/moderation.ipynb #b1f0a7c3
+_WHOM, _PART = r"(?:you|u|ya|him|her|them|y'all|this\ guy|that\ guy)", r"(?:your|ur|his|her|their)"
+_BODY = r"(?:face|head|skull|teeth|jaw|nose|neck|bones|legs?|knees?|arms?|fingers|throat|ribs)"
+_VIOLENCE = re.compile(rf"""\b(?:
+    (?: (?:i|we)(?:'?ll|\ will|\ shall) | (?:i'?m|i\ am|we're|we\ are)\ (?:going\ to|gonna) )
+      (?:\ (?:fucking|just|personally|come\ (?:over\ )?and|find\ {_WHOM}\ and(?:\ i(?:'ll|\ will))?)){{0,2}}
+      \ (?: (?:kill|murder|stab|strangle|behead|drown|butcher)\ {_WHOM}\b(?!\ (?:at|in\ (?:the|this|our|chess)|with\ kindness|if\ you\ (?:eat|finish)))
+         | (?:break|smash|crush|slit|cut)\ {_PART}\ {_BODY}\b | beat\ {_WHOM}\ (?:up|to\ (?:death|a\ pulp)|bloody|senseless)\b
+         | put\ (?:a\ bullet|a\ knife|bullets)\ in(?:to)?\ (?:{_WHOM}|{_PART})\b | burn\ (?:down\ )?{_PART}\ (?:house|home|flat|shop|car)\b
+         | (?:shoot|hang|hurt)\ {_WHOM}(?=\s*(?:[.!?,;]|$)|\ (?:and|if|when|dead|tonight|tomorrow|all|myself)\b) )
+    | (?:werde|will)\ (?:dich|euch|ihn|sie)\ (?:umbringen|töten|abstechen|erschießen|totschlagen|verprügeln|kaltmachen)\b
+    | (?:bring(?:e)?\ (?:dich|euch)\ um|(?:stech|schlag|mach|knall)e?\ (?:dich|euch)\ (?:ab|tot|kalt|krankenhausreif))\b
+    | (?:te|os|le|la|lo)\ (?:voy|vamos)\ a\ (?:matar|rajar|apuñalar|partir\ la\ cara|romper\ (?:la\ cara|las\ piernas|los\ dientes))\b
+    | (?:vais|va)\ (?:te|vous|le|la)\ (?:tuer|buter|poignarder|casser\ la\ (?:gueule|figure))\b )""", re.IGNORECASE | re.VERBOSE)
+_REPORTED = re.compile(r"(?:\b(?:said|says|wrote|writes|told|texted|typed|message|messages|threatened|line|scene|novel|song|quote)\b|[\"\u201c\u201e\u00ab])",
+                       re.IGNORECASE)
+
 # %% ../../nbs/course/cases/moderation.ipynb #1cd49c0a
 def self_harm(
     text: str,  # as it is seen
@@ -64,6 +81,15 @@ def self_harm(
         return 0.0
     around = text[max(0, found.start() - 80) : found.end() + 80]
     return 0.5 if _OTHERS.search(around) else 0.9
+
+
+def threat(
+    text: str,  # as it is seen
+) -> float:  # 0, 0.5 where somebody reports it, 0.9
+    "Whether a text announces violence to somebody in plain words. Raises TypeError for what is no text."
+    if not (found := _VIOLENCE.search(as_text(text).replace("\u2019", "'"))):
+        return 0.0
+    return 0.5 if _REPORTED.search(text[max(0, found.start() - 60) : found.start()]) else 0.9
 
 # %% ../../nbs/course/cases/moderation.ipynb #a370d75b
 class Stuck(RuntimeError):
@@ -414,7 +440,7 @@ def _detectors(moderator: Moderator, look: _Look) -> dict[str, Callable[[], Answ
     return {"pii": lambda: spans(PII, _placed(moderator._find(look.said[0]), look.readings[0])),
             "names": lambda: spans(moderator.reader.entities, _placed(_sure(look.bare[0].text, look.read()[0].spans), look.bare[0])),
             "text": texts, "injection": injection,
-            "phrases": lambda: ({"self_harm": max(map(self_harm, look.said))}, [])}
+            "phrases": lambda: ({"self_harm": max(map(self_harm, look.said)), "threat": max(map(threat, look.said))}, [])}
 
 # %% ../../nbs/course/cases/moderation.ipynb #c5b56954
 def _answers(moderator: Moderator, look: _Look) -> dict[str, Answer | Failed]:
@@ -467,9 +493,8 @@ def _together(spans: Sequence[Span], shown: Plain, found: Iterable[Span]) -> lis
     return sorted({*spans, *placed}, key=lambda one: (one.start, -one.end, one.category, one.score))
 
 
-def _cut_by_rules(moderator: Moderator, text: str, policy: Policy) -> tuple[list[Span], Plain]:
-    "What the rules find, and the text without it. As far as they come: the look that follows asks them again, and says what failed."
-    spans, shown = [], _cut(text, ())
+def _cut_by_rules(moderator: Moderator, text: str, policy: Policy, spans: list[Span], shown: Plain) -> tuple[list[Span], Plain]:
+    "What the rules find beside these spans, and the text without it. As far as they come: a look asks them too, and says what failed."
     with suppress(Exception):
         for _ in range(ROUNDS):
             look = _Look(moderator, shown.text)
@@ -489,6 +514,13 @@ def _higher(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
 
     return {name: pick(old.get(name), new.get(name, old.get(name))) for name in {**old, **new}}
 
+
+def _raised(scores: Mapping[str, Any], spans: Iterable[Span]) -> Mapping[str, Any]:
+    "Scores that are no lower than those of the spans."
+    for span in spans:
+        scores = _higher(scores, {span.category: float(span.score)} if span.category in scores else {})
+    return scores
+
 # %% ../../nbs/course/cases/moderation.ipynb #f0c3bf98
 def _final(decision: Decision, policy: Policy) -> bool:
     "Whether another look could change nothing: it is blocked, by the strongest action, and not because of a cry for help."
@@ -498,18 +530,19 @@ def _final(decision: Decision, policy: Policy) -> bool:
 def _settled(moderator: Moderator, text: str, policy: Policy, once: bool) -> tuple[dict[str, Any], list[Span], Decision, str | None]:
     "Scores, spans and decision after one look or as many as it takes; and the text with the spans cut, None where it never settles."
     scores: dict[str, Any] = {}
-    spans, shown = _cut_by_rules(moderator, text, policy)
+    spans, shown = _cut_by_rules(moderator, text, policy, [], _cut(text, ()))
     for _ in range(ROUNDS):
         now, found = _look(moderator, shown.text, policy)
         spans = _together(spans, shown, found)
-        scores = _higher(scores, now)
-        for span in spans:
-            scores = _higher(scores, {span.category: float(span.score)} if span.category in now else {})
+        scores = _raised(_higher(scores, now), spans)
         decision = decide(scores, spans, policy)
         after = _cut(text, decision.spans)
-        done = _final(decision, policy) or (once and decision.action in ("allow", "redact"))
-        if after.text == shown.text or not decision.complete or done:
+        if after.text == shown.text or not decision.complete or _final(decision, policy):
             return scores, spans, decision, after.text
+        if once:  # the rules are quick: they look at what is left
+            spans, after = _cut_by_rules(moderator, text, policy, spans, after)
+            scores = _raised(scores, spans)
+            return scores, spans, decide(scores, spans, policy), after.text
         shown = after
     return scores, spans, decision, None
 
@@ -532,7 +565,7 @@ def decided(
     moderator: Moderator,
     text: str,  # as it came
     policy: Policy,
-    once: bool = False,  # one look is enough, unless a person is to see an excerpt
+    once: bool = False,  # the encoder looks once, and the rules again at what it leaves
 ) -> Moderated:
     """The decision on a text. The same text gets the same decision as long as no detector fails. What is too long, and whatever a
     detector fails on, gets the policy's default. Raises TypeError for what is no text."""

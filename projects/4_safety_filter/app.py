@@ -258,8 +258,8 @@ def page() -> gr.Blocks:
     with gr.Blocks(title="Safety filter", analytics_enabled=False) as blocks:
         gr.HTML(STYLE, padding=False)
         gr.Markdown("# May this be shown, stored, sent to a model?\nRules and one small encoder mark personal data and score "
-                    "insults, hatred, threats and orders to a model; a policy that you can read decides. It runs on your "
-                    "processor, and nothing leaves this machine. Some examples are unpleasant.")
+                    "insults, hatred, threats, cries for help and orders to a model; a policy that you can read decides. It runs "
+                    "on your processor, and nothing leaves this machine. Some examples are unpleasant.")
         item = gr.State(None)
         with gr.Tab("Moderate"), gr.Row():
             with gr.Column():
