@@ -736,7 +736,8 @@ def development(
 
 # %% ../../nbs/course/safety/encoder.ipynb #804d6bc7
 SETS = {"presidio_pii": "MIT", "davidson_hate": "MIT", "toxic_spans": "CC0 1.0", "prompt_injection": "MIT; its tables CC BY-SA 4.0",
-        "banking77": "CC BY 4.0", "clinc150": "CC BY 3.0", "medquad": "CC BY 4.0", "data/safety/rows.jsonl": "Apache-2.0"}
+        "banking77": "CC BY 4.0", "clinc150": "CC BY 3.0", "medquad": "CC BY 4.0", "data/safety/rows.jsonl": "Apache-2.0",
+        "documentation of Python": "PSF-2.0"}
 
 
 def _card(recipe: Recipe, rank: int, share: float, start: Path | str | None) -> dict[str, Any]:
