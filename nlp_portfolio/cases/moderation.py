@@ -87,9 +87,8 @@ def threat(
     text: str,  # as it is seen
 ) -> float:  # 0, 0.5 where somebody reports it, 0.9
     "Whether a text announces violence to somebody in plain words. Raises TypeError for what is no text."
-    if not (found := _VIOLENCE.search(as_text(text).replace("\u2019", "'"))):
-        return 0.0
-    return 0.5 if _REPORTED.search(text[max(0, found.start() - 60) : found.start()]) else 0.9
+    found = _VIOLENCE.finditer(as_text(text).replace("\u2019", "'"))
+    return max((0.5 if _REPORTED.search(text[max(0, one.start() - 60) : one.start()]) else 0.9 for one in found), default=0.0)
 
 # %% ../../nbs/course/cases/moderation.ipynb #a370d75b
 class Stuck(RuntimeError):
