@@ -202,7 +202,7 @@ NO_GENERATOR = error(ValueError, "unknown generator")
 NO_ANSWER = error(InvalidAnswer, "there is no JSON object in it")
 NO_TENANT = error(ValueError, "a tenant's name has 1 to 64 plain letters")
 NO_PASSAGE = error(NotThere, "there is no such passage")
-HEADS = ["hate", "injection", "threat", "toxicity"]
+HEADS = ["hate", "injection", "self_harm", "threat", "toxicity"]
 ZERO_SCORES = dict.fromkeys((one.name for one in load_policy().categories), 0.0)
 TICKET = Template("ticket", 1, "<ticket>{text}</ticket>")
 
