@@ -8,7 +8,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from hypothesis import given, settings  # noqa: E402
+from hypothesis import example, given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
 
@@ -109,9 +109,10 @@ def test_batches_have_their_size_and_no_row_twice(shape: tuple, seed: int, by_le
 
 
 @given(sizes, st.integers(1, 30), st.integers(1, 6), st.booleans())
-def test_every_row_is_seen_when_a_walk_and_a_pool_are_left(shape: tuple, pace: int, pool: int, by_length: bool) -> None:
+@example((45, 5, 1), 2, 6, True)
+def test_every_row_is_seen_when_a_walk_and_two_pools_are_left(shape: tuple, pace: int, pool: int, by_length: bool) -> None:
     n, size, _ = shape
-    steps = pace + math.ceil(n / size) + pool
+    steps = pace + math.ceil(n / size) + 2 * pool  # the pool that is being dealt when all are admitted, and the last one
     found = plan(n, size, steps, pace=pace, pool=pool, lengths=[5] * n if by_length else None)
     assert {int(row) for batch in found for row in batch} == set(range(n))
 

@@ -97,7 +97,7 @@ def curriculum_batches(
     pool: int = 10,  # with lengths: batches drawn together and grouped
 ) -> list[np.ndarray]:  # row numbers of each batch
     """Batches for competence-based curriculum learning (Platanios and others 2019, arXiv 1903.09848). Every row is seen
-    when the steps after `pace` hold all rows once and a pool. Raises ValueError for what makes no batches."""
+    when the steps after `pace` hold all rows once and two pools. Raises ValueError for what makes no batches."""
     hardness, sizes = _checked(difficulty, batch_size, steps, lengths), np.asarray(lengths)
     order = np.lexsort((rng.random(len(hardness)), hardness))
     pace = max(1, steps // 2) if pace is None else pace
