@@ -34,6 +34,7 @@ from nlp_portfolio.cases.moderation import (
     tidy,
     totals,
 )
+from nlp_portfolio.safety import rows
 from nlp_portfolio.safety.audit import AuditError
 from nlp_portfolio.safety.evasion import Plain, evasions
 from nlp_portfolio.safety.policy import Failed, Span, decide, load_policy, redacted
@@ -182,6 +183,13 @@ def test_it_takes_several_looks_when_cutting_shows_more():
     assert FILTER.redact("Ada Lovelace").text == "[name]"
     assert Span(0, 12, "name", 0.9) in FILTER.redact("Ada Lovelace").decision.spans
     assert FILTER.moderate("Ada Lovelace").text == "[name] Lovelace"
+
+
+def test_phrases_for_threats_fire_on_no_harmless_row_of_our_own():
+    written = [row for kind in ("text", "benign", "mail", "attack", "entities") for row in rows.own(kind)]
+    harmless = [row["text"] for row in written if row.get("labels", {}).get("threat", 0) <= 0.2]
+    assert len(harmless) > 2400 and [text for text in harmless if moderation.threat(text)] == []
+    assert sum(moderation.threat(row["text"]) > 0 for row in written if row.get("labels", {}).get("threat", 0) >= 0.7) >= 5
 
 
 def test_the_encoder_reads_a_text_once_and_again_only_what_will_be_stored():
@@ -546,6 +554,5 @@ def test_what_a_disguise_costs_is_measured():
 
 
 def test_the_policy_knows_what_the_parts_find():
-    rows = pytest.importorskip("nlp_portfolio.safety.rows")
     names = {one.name for one in load_policy().categories}
     assert set(rows.ENTITIES) | set(moderation.PII) | set(LABELS) | {"self_harm"} <= names
